@@ -11,7 +11,7 @@ from ablatrix.orchestrator.study.slurm_settings import SlurmSettings
 
 
 def make_batch(home: Path, settings: SlurmSettings, runs: int = 2, notify: Notify | None = None) -> Batch:
-    """Return a batch of `runs` jobs of one run each; nothing is on disk."""
+    """Return a batch of `runs` jobs with one run each; writes nothing to disk."""
     folder = home / "out/study"
     members = [(StudyRun(f"cell{i}-seed1", f"cell{i}", 1, [], {}, folder / f"cell{i}-seed1"), 1) for i in range(runs)]
     study = Study(folder, "study", "study.yaml", 0.0, {}, [run for run, _ in members], notify=notify)

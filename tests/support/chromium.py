@@ -1,4 +1,4 @@
-"""Headless Chromium driven over its debugging pipe: sizes, media, requests and screenshots, without another package."""
+"""Drive headless Chromium over its debugging pipe, without an extra package: sizes, media, requests, screenshots."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FLAGS = (
     "--hide-scrollbars",
     "--remote-debugging-pipe",
 )
-# Elements that reach over the right edge of the window, unless something around them scrolls or hides
+# Elements that extend past the right edge of the window, unless an ancestor scrolls or hides them
 OVERFLOWING = """
 (() => {
   const wide = document.documentElement.clientWidth, found = [];
@@ -43,7 +43,7 @@ SCROLLED = "document.documentElement.scrollWidth - document.documentElement.clie
 
 
 def find() -> str | None:
-    """Path of a Chromium, None where there is none."""
+    """Return the path of Chromium, None if it is not installed."""
     return shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
@@ -94,7 +94,7 @@ class Browser:
         shutil.rmtree(self.profile, ignore_errors=True)
 
     def call(self, method: str, **params: Any) -> dict[str, Any]:
-        """One command and its answer; events that come meanwhile are kept in `events`."""
+        """Send a command and return its answer; events that arrive meanwhile are kept in `events`."""
         self.number += 1
         message: dict[str, Any] = {"id": self.number, "method": method, "params": params}
         if self.session:
@@ -120,7 +120,7 @@ class Browser:
         return message
 
     def open(self, path: Path, width: int, dark: bool = False) -> None:
-        """Load a file at a window width, with folded parts opened."""
+        """Load a file at a window width, and open folded parts."""
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=False)
         scheme = "dark" if dark else "light"
         self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
@@ -131,18 +131,18 @@ class Browser:
         self.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
 
     def evaluate(self, script: str) -> Any:
-        """The value of a JavaScript expression in the page."""
+        """Return the value of a JavaScript expression in the page."""
         result = self.call("Runtime.evaluate", expression=script, returnByValue=True)
         if "exceptionDetails" in result:
             raise RuntimeError(result["exceptionDetails"]["text"])
         return result["result"].get("value")
 
     def requests(self) -> list[str]:
-        """Addresses asked for since the page was opened."""
+        """Return the URLs requested since the page was opened."""
         return [e["params"]["request"]["url"] for e in self.events if e["method"] == "Network.requestWillBeSent"]
 
     def complaints(self) -> list[str]:
-        """What the browser logged: blocked content, errors."""
+        """Return what the browser logged: blocked content, errors."""
         logged = [e["params"]["entry"]["text"] for e in self.events if e["method"] == "Log.entryAdded"]
         thrown = [
             e["params"]["exceptionDetails"]["text"] for e in self.events if e["method"] == "Runtime.exceptionThrown"
@@ -150,6 +150,6 @@ class Browser:
         return logged + thrown
 
     def screenshot(self, path: Path) -> None:
-        """The whole page as PNG."""
+        """Write a screenshot of the whole page as PNG."""
         data = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=True)["data"]
         path.write_bytes(base64.b64decode(data))

@@ -40,7 +40,7 @@ HOSTILE = {
 
 
 def write_study(workspace: Workspace, **changes: object) -> Path:
-    """Baseline, two learning rates and dropout off, of a trainer that prints like nanoGPT."""
+    """Write a study of a trainer that prints like nanoGPT: baseline, two learning rates, dropout off."""
     study = {
         "name": "study",
         "command": "python train_script.py --out_dir={run_dir} {flags}",
@@ -72,7 +72,7 @@ def create(workspace: Workspace, pause: float = 0.01, steps: int = 100, **change
 
 
 def start(workspace: Workspace, folder: Path) -> "subprocess.Popen[bytes]":
-    """What a job starts for a run, its output in job.out."""
+    """Start what a job starts for a run, with its output in job.out."""
     with (folder / run_files.JOB_OUT).open("ab") as output:
         command = [sys.executable, "-P", "-m", "ablatrix.orchestrator.job", str(folder)]
         return subprocess.Popen(command, cwd=workspace.folder, env=workspace.env(), stdout=output, stderr=output)

@@ -1,4 +1,4 @@
-"""Designs of cells with planted effects, as the report's contrasts and attribution read them."""
+"""Designs with planted effects, in the form that the report's contrasts and attribution read."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ def plant(
     factors: Mapping[str, tuple[str, ...]] | None = None,
     screen: Screen | None = None,
 ) -> Design:
-    """Return a cell for each set of features; its value is the sum of what `truth` adds where all of a key is on.
+    """Return a cell for each set of features; its value is the sum of the `truth` of all keys that are subsets of it.
 
-    noise: standard deviation of each run; seeds differ by 0.01. factors: feature -> its levels, by default itself.
+    noise: standard deviation of a run; seeds differ by 0.01. factors: feature -> its levels, by default itself.
     """
     random = np.random.default_rng(1)
     names = {on: "+".join(sorted(on)) or "baseline" for on in sets}
@@ -36,7 +36,7 @@ def plant(
 
 
 def screened(screen: Screen, truth: Mapping[frozenset[str], float], seeds: int = 2, noise: float = 0.0) -> Design:
-    """Return the cells of a screening design of the features a, b, c and so on."""
+    """Return the cells of a screening design with features a, b, c and so on."""
     labels = "abcdefgh"[: screen.count]
     sets = [frozenset(f for i, f in enumerate(labels) if cell >> i & 1) for cell in screen.cells]
     return plant(sets, truth, seeds, noise, {f: (f,) for f in labels}, screen)

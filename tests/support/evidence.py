@@ -1,8 +1,8 @@
-"""What the tests of a promise count, and the one table of it that ends a test session.
+"""Counts of the cases behind each promise, printed as one table at the end of a test session.
 
-A test takes the fixture `tally` and calls `tally("what is promised", cases=N)` when its assertions have held; `cases`
-gives the size: a sample in every test run, the whole number with `--full` (`make trust`). What is random comes from
-the fixture `seed` (`--seed`), so that anyone can repeat it with another one.
+A test takes the fixture `tally` and calls `tally("what is promised", cases=N)` after its assertions. N comes from the
+fixture `cases`: a sample in every test run, all cases with `--full` (`make trust`). Random draws are seeded by the
+fixture `seed` (`--seed`), so that anyone can repeat them or draw others.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Tally = Callable[..., None]
 Cases = Callable[[int, int], int]
 
 GUARANTEES = Path(__file__).parents[2] / "docs" / "guarantees.md"
-NAME = "evidence"  # of the property of a test's report: it travels from the worker processes of pytest-xdist
+NAME = "evidence"  # of a test report's property, which pytest-xdist transfers from its workers
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -30,14 +30,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Searches of hypothesis follow --seed too; how many examples stands with each test."""
+    """Make hypothesis follow --seed too; each test sets its number of examples."""
     hypothesis.settings.register_profile("tests", deadline=None, print_blob=True)
     hypothesis.settings.load_profile("tests")
     if getattr(config.option, "hypothesis_seed", None) is None:
         config.option.hypothesis_seed = str(config.option.seed)
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest selects by marker
+@pytest.hookimpl(tryfirst=True)  # run before pytest selects by marker
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark with `trust` the tests in the files that docs/guarantees.md names."""
     named = {GUARANTEES.parents[1] / path for path in re.findall(r"`(tests/[\w/.]+)`", GUARANTEES.read_text("utf-8"))}
@@ -48,20 +48,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def seed(request: pytest.FixtureRequest) -> int:
-    """The seed of what a test draws at random."""
+    """Return the seed for what a test draws at random."""
     return int(request.config.getoption("--seed"))
 
 
 @pytest.fixture(scope="session")
 def cases(request: pytest.FixtureRequest) -> Cases:
-    """cases(sample, full): how many cases to try."""
+    """Return `cases(sample, full)`, which returns how many cases to try."""
     full = request.config.getoption("--full")
     return lambda sample, whole: whole if full else sample
 
 
 @pytest.fixture
 def tally(request: pytest.FixtureRequest) -> Tally:
-    """tally(promise, cases, detail=""): one row of the table; called after the assertions that it speaks of."""
+    """Return `tally(promise, cases, detail="")`, which adds a row to the table; call it after the assertions."""
 
     def count(promise: str, cases: int, detail: str = "") -> None:
         request.node.user_properties.append((NAME, {"promise": promise, "cases": cases, "detail": detail}))
@@ -77,7 +77,7 @@ def rows(reports: list[Any]) -> list[tuple[str, str, str, str, str]]:
         if report.failed and "trust" in getattr(report, "keywords", ()) and not tallies:
             tallies = [{"promise": report.nodeid, "cases": 0, "detail": ""}]
         state = "BROKEN" if report.failed else "kept"
-        seconds = getattr(report, "duration", 0.0)  # none of a file that cannot be imported
+        seconds = getattr(report, "duration", 0.0)  # missing if the file could not be imported
         for row in tallies:
             key = (row["promise"], state, row["detail"])
             cases, spent = found.get(key, (0, 0.0))
@@ -86,7 +86,7 @@ def rows(reports: list[Any]) -> list[tuple[str, str, str, str, str]]:
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    """The table, where anything was counted."""
+    """Print the table if anything was counted."""
     stats = terminalreporter.stats
     reports = [report for key in ("passed", "failed", "error") for report in stats.get(key, [])]
     table = rows([report for report in reports if report.when == "call" or report.failed])

@@ -1,4 +1,4 @@
-"""The allow-list of exported variables in other words than the code's."""
+"""The allow-list of exported variables, implemented independently of the code under test."""
 
 from fnmatch import fnmatchcase
 
@@ -6,7 +6,7 @@ from ablatrix.orchestrator.study import exported_env
 
 
 def allowed(name: str, named: list[str]) -> bool:
-    """The promise in other words than the code's: on one of the lists, or asked for."""
+    """True if a variable may be exported: it is on an allow-list and not a secret, or requested in `named`."""
     listed = any(fnmatchcase(name, pattern) for pattern in (*exported_env.ALLOWED, *exported_env.OF_THE_NODE))
     secret = name.endswith(("_TOKEN", "_API_KEY", "_PASSWORD"))
     return any(fnmatchcase(name, entry) for entry in named) or (listed and not secret)

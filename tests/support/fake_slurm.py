@@ -1,6 +1,6 @@
-"""A stub sbatch, squeue, scontrol, scancel and sacct over a folder, for what a real controller does too rarely.
+"""A stub of sbatch, squeue, scontrol, scancel and sacct on top of a folder, for rare behavior of a real controller.
 
-sbatch may answer late, queue a job twice, answer nothing though the job is queued, print other numbers before the id,
+sbatch may answer late, queue a job twice, not answer although the job is queued, print other numbers before the id,
 lose the job's comment, or refuse; every call is counted.
 """
 
@@ -90,9 +90,9 @@ else:
 
 
 class FakeSlurm:
-    """Put `bin` first on PATH. `mode`: good, late, twice, never, lost, refuse, down, or chaos (a random one).
+    """A fake Slurm; put `bin` first on PATH. `mode`: good, late, twice, never, lost, refuse, down, or chaos (random).
 
-    banner: other numbers before the id. overwritten: the site sets the comment. unmarked: both, and no script is shown.
+    banner: numbers before the id. overwritten: the site sets the comment. unmarked: both, and no script is shown.
     """
 
     def __init__(self, home: Path, mode: str = "good") -> None:
@@ -110,29 +110,29 @@ class FakeSlurm:
         (self.home / "mode").write_text(mode)
 
     def set_cluster(self, name: str) -> None:
-        """Have jobs on this cluster, of which Slurm's commands know by --clusters only."""
+        """Put jobs on this cluster, which Slurm's commands only show with --clusters."""
         (self.home / "cluster").write_text(name)
 
     def calls(self, name: str) -> int:
-        """How often a command was called."""
+        """Return how often a command was called."""
         path = self.home / "calls"
         return path.read_text().splitlines().count(name) if path.exists() else 0
 
     def set_limit(self, jobs: int) -> None:
-        """How many jobs may be in the queue; sbatch refuses more."""
+        """Set how many jobs may be in the queue; sbatch refuses more."""
         (self.home / "limit").write_text(str(jobs))
 
     def dependency(self, number: int) -> str:
-        """--dependency of a job, '' for none."""
+        """Return the --dependency of a job, '' for none."""
         words = (self.home / "jobs" / str(number) / "job").read_text().split("\n")[3:]
         return words[0].partition("=")[2] if words else ""
 
     def end(self, number: int) -> None:
-        """Take a job out of the queue."""
+        """Remove a job from the queue."""
         (self.home / "jobs" / str(number) / "job").unlink()
 
     def jobs(self) -> dict[int, int]:
-        """Job number -> number of its tasks, for each job in the queue."""
+        """Return job number -> number of its tasks, for each job in the queue."""
         found = {}
         for path in (self.home / "jobs").glob("*/job"):
             array = path.read_text().split("\n")[1]

@@ -1,4 +1,4 @@
-"""A finished study with its report, made once, to be copied and damaged."""
+"""A finished study with its report, made once for tests that copy and corrupt it."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from pathlib import Path
 from ablatrix.trainer.rundir import run_files
 from tests.support.workspace import Workspace, without_clock
 
-CLOCKS = ("seconds", "peak_memory_bytes", "timing", "loss_csv")  # the last is the hash of a file with seconds in it
+CLOCKS = ("seconds", "peak_memory_bytes", "timing", "loss_csv")  # the last is the hash of a file that contains seconds
 
 
 def write(workspace: Workspace, name: str = "study") -> None:
-    """Two tiny runs."""
+    """Write an experiment file with two tiny runs."""
     path = workspace.write_study(name, iters=10, ckpt=5)
     text = path.read_text().partition("features:")[0]
     path.write_text(text + "features: {swiglu: {model.swiglu: true}}\ndesign: [baseline, one_at_a_time]\nseeds: [1]\n")
 
 
 def make(workspace: Workspace) -> Workspace:
-    """The study, run by the local launcher, and its report."""
+    """Run the study with the local launcher and write its report."""
     write(workspace)
     workspace.run("submit", "study.yaml", "--launcher", "local")
     workspace.run("report", "study")
@@ -29,7 +29,7 @@ def make(workspace: Workspace) -> Workspace:
 
 
 def copy(made: Workspace, folder: Path) -> Workspace:
-    """Another user's folder with the same in it; checkpoints and models are linked, as nobody writes into them."""
+    """Copy a workspace to another folder; checkpoints and models are hard-linked, as they are never modified."""
 
     def link(source: str, target: str) -> None:
         (os.link if source.endswith(".pt") else shutil.copy2)(source, target)
@@ -39,7 +39,7 @@ def copy(made: Workspace, folder: Path) -> Workspace:
 
 
 def results(workspace: Workspace, cell: str) -> tuple[object, ...]:
-    """All that a run has found, without what the clock says: rows, numbers, weights."""
+    """Return all results of a run that do not depend on the clock: rows, numbers, weights."""
     run = workspace.run_folder(cell)
     summary = run_files.read_json(run / run_files.SUMMARY) or {}
     numbers = {name: value for name, value in summary.items() if name not in CLOCKS}

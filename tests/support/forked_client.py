@@ -1,4 +1,4 @@
-"""Have the process of `forked_python.py` run `python [-P] -m MODULE WORDS`; the real Python runs anything else."""
+"""Let the server in `forked_python.py` run `python [-P] -m MODULE WORDS`; run anything else with the real Python."""
 
 import json
 import os
@@ -14,7 +14,7 @@ REAL_WITH = ("SLURM_JOB_NODELIST", "ABLATRIX_CLAIM_SECONDS", "ABLATRIX_SBATCH_TI
 
 
 def can_be_forked(flags: "list[str]", module: "list[str]") -> bool:
-    """True for our modules, outside of Slurm jobs, unless something is to happen before or while they are imported."""
+    """True for our modules, outside Slurm jobs, unless something must happen before or during their import."""
     path = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     hooked = any(os.path.exists(os.path.join(folder, "sitecustomize.py")) for folder in path)
     ours = flags == ["-m"] and module[:1] and module[0].partition(".")[0] in FORKED

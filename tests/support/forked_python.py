@@ -1,10 +1,10 @@
 """A `python` whose processes are forked from one that has torch and Ablatrix loaded, and start in 0.1 s.
 
 The tests start hundreds of verbs, checks and trainers, which would spend most of their time on imports. `ForkedPython`
-forks the process that waits; `forked_client.py`, as `python` in a folder, hands it the words, environment, working
-folder and open files of a command, passes signals on and exits as the forked process does. What is neither a verb, a
-check nor a trainer, and what runs in a Slurm job, is run by the real Python: use that wherever a process, its imports
-or its code snapshot matter.
+starts the server; `forked_client.py`, installed as `python` in a folder, sends it the arguments, environment, working
+folder and open files of a command, forwards signals and exits like the forked process. Anything other than a verb,
+check or trainer, and anything in a Slurm job, is run by the real Python: use that if a process, its imports or its code
+snapshot matter.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from typing import Any
 from ablatrix.trainer.rundir import program
 
 CLIENT = Path(__file__).with_name("forked_client.py")
-HEADER = 8  # bytes of the length of a request
+HEADER = 8  # bytes of a request's length prefix
 PR_SET_PDEATHSIG = 1
 LOADED = (
     "ablatrix.orchestrator.cli",
@@ -47,7 +47,7 @@ LOADED = (
 
 
 class ForkedPython:
-    """`python` is the path of the program."""
+    """Runs the server. python: path of the client program."""
 
     def __init__(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="ablatrix-"))
@@ -70,7 +70,7 @@ class ForkedPython:
         listener.close()
 
     def stop(self) -> None:
-        """End the waiting process, and what it has forked."""
+        """Stop the server and the processes that it has forked."""
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGKILL)
             os.waitpid(self.pid, 0)
@@ -78,21 +78,21 @@ class ForkedPython:
 
 
 def _end_with(parent: int) -> None:
-    """Have this process killed when its parent ends."""
+    """Kill this process when its parent ends."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)
 
 
 class _Server:
-    """Forks a process per request, reports its pid and its end, and kills it when its client is gone."""
+    """Forks a process per request, reports its pid and its exit, and kills it if its client disappears."""
 
     def __init__(self, listener: socket.socket) -> None:
         self.listener = listener
         self.clients: dict[int, socket.socket] = {}
 
     def serve(self) -> None:
-        """Wait for requests; modules are loaded at the first one."""
+        """Serve requests; modules are loaded at the first one."""
         wakeup, signalled = os.pipe()
         os.set_blocking(signalled, False)
         with selectors.DefaultSelector() as selector:
@@ -130,7 +130,7 @@ class _Server:
                 _become(request, files)
             self.clients[pid] = connection
             selector.register(connection, selectors.EVENT_READ, pid)
-            with contextlib.suppress(OSError):  # the client was killed, which the selector reports
+            with contextlib.suppress(OSError):  # the client was killed; the selector reports that
                 connection.sendall(f"{pid}\n".encode())
         else:
             connection.close()
@@ -150,7 +150,7 @@ class _Server:
 
 
 def _receive(connection: socket.socket) -> tuple[dict[str, Any], list[int]]:
-    """Return a request and its open files; nothing if the client is gone."""
+    """Return a request ({} if the client is gone) and its open files."""
     header, files, _, _ = socket.recv_fds(connection, HEADER, 3)
     text, length = b"", int(header or b"0")
     while len(text) < length:
@@ -162,7 +162,7 @@ def _receive(connection: socket.socket) -> tuple[dict[str, Any], list[int]]:
 
 
 def _become(request: dict[str, Any], files: list[int]) -> None:
-    """Be the process that was asked for; never returns."""
+    """Turn this process into the requested one; never returns."""
     code = 1
     try:
         _set_up(request, files)
@@ -183,7 +183,7 @@ def _become(request: dict[str, Any], files: list[int]) -> None:
 
 
 def _set_up(request: dict[str, Any], files: list[int]) -> None:
-    """Take over the open files, signals, environment, working folder and words of the client."""
+    """Take over the client's open files, signals, environment, working folder and arguments."""
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -216,7 +216,7 @@ def _set_up(request: dict[str, Any], files: list[int]) -> None:
 
 
 def _stand_for(copy: str) -> None:
-    """Have the loaded code answer for its copy on PYTHONPATH, a code snapshot of it."""
+    """Make the loaded code pass for its copy on PYTHONPATH, a code snapshot."""
     loaded = program.ROOT
     for name, module in list(sys.modules.items()):
         if name.startswith("ablatrix.") and vars(module).get("ROOT") == loaded:

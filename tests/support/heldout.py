@@ -1,4 +1,4 @@
-"""The evaluation set as a run has it."""
+"""The evaluation set of a run."""
 
 from __future__ import annotations
 
@@ -13,5 +13,5 @@ if TYPE_CHECKING:
 
 
 def heldout_windows(store: TokenStore, config: DataConfig, eval_tokens: int) -> tuple[Array, Array]:
-    """Return the windows x, y of a run, (N, T) each."""
+    """Return the evaluation windows x, y of a run, (N, T) each."""
     return HeldOut.of(store, config).windows(config.block_size, eval_tokens).pair

@@ -1,4 +1,4 @@
-"""Names and words that break careless output and careless scripts."""
+"""Names and strings that break careless output and careless scripts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ HOSTILE = {
     "$$": {"trainer.warmup_steps": 4},
 }
 
-# What a shell, Slurm, YAML or Jinja could take for a word of its own; one that is executed makes the file CANARY
+# Strings that a shell, Slurm, YAML or Jinja could interpret; if one is executed, it creates the file CANARY
 WORDS = (
     "$(touch CANARY)", "`touch CANARY`", "; touch CANARY ;", "\ntouch CANARY\n", "&& touch CANARY", "| touch CANARY",
     "' ; touch CANARY ; '", '" ; touch CANARY ; "', "\\'; touch CANARY #", "\\", "a\\\nb", "$'\\x27; touch CANARY #'",

@@ -1,7 +1,7 @@
-"""A small Hugging Face hub on loopback: enough of the file-resolve protocol for the real client.
+"""A small Hugging Face Hub on loopback, with enough of the file-resolve protocol for the real client.
 
 HEAD and GET /[datasets/]{owner}/{name}/resolve/{revision}/{file} with ETag, X-Repo-Commit, Content-Length and ranges,
-and GET /api/[models|datasets]/{owner}/{name}[/revision/{revision}]. Faults can be switched on per file.
+and GET /api/[models|datasets]/{owner}/{name}[/revision/{revision}]. Faults can be enabled per file.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ API = re.compile(r"/api/(models|datasets)/([^/]+/[^/]+)(/revision/[^/]+)?")
 class HubServer:
     """`with HubServer({"owner/name": {"vocab.json": b"..."}}) as hub: ... hub.url`. Data sets: "datasets/owner/name".
 
-    faults: file -> "wrong hash" | "truncated" | a status such as 503. requests: (method, path) of every one answered.
-    large: files whose ETag is their SHA-256, as for LFS files; of others it is git's blob hash.
+    faults: file -> "wrong hash" | "truncated" | a status such as 503. requests: (method, path) of each answered one.
+    large: files whose ETag is their SHA-256, as for LFS files; for others it is git's blob hash.
     """
 
     def __init__(self, repositories: dict[str, dict[str, bytes]], large: tuple[str, ...] = ()) -> None:
@@ -35,7 +35,7 @@ class HubServer:
 
     @property
     def url(self) -> str:
-        """What HF_ENDPOINT must be."""
+        """The value for HF_ENDPOINT."""
         return f"http://127.0.0.1:{self._server.server_address[1]}"
 
     def __enter__(self) -> HubServer:
@@ -48,13 +48,13 @@ class HubServer:
         self.stop()
 
     def stop(self) -> None:
-        """Stop listening: from here on connections are refused."""
+        """Stop listening; further connections are refused."""
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
 
     def etag(self, file: str, content: bytes) -> str:
-        """What the real hub would announce."""
+        """Return the ETag that the real Hub would send."""
         if file in self.large:
             return hashlib.sha256(content).hexdigest()
         return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()

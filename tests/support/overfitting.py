@@ -13,12 +13,12 @@ from ablatrix.trainer.rundir import run_files
 from tests.support.heldout import heldout_windows
 
 TAUGHT, OTHER = "the cat sat on the mat and ", "no dog ever ran to any door or "
-# What is learnt is half of what is held out: its NLL falls, and rises again as the model grows sure of the wrong half
+# Half of the held-out text is learned: its NLL falls, then rises as the model grows confident about the wrong half
 OVERFITTING = [TAUGHT * 4] * 12 + [(TAUGHT + OTHER) * 2] * 4
 
 
 def held_out(run: Path, weights: str) -> float | None:
-    """NLL of a file of weights on the run's held-out set."""
+    """Return the NLL of a weights file on the run's held-out set."""
     from ablatrix.trainer.data.tokens import open_tokens
 
     config = load(run / run_files.CONFIG)

@@ -1,4 +1,4 @@
-"""The pages of the documentation and the code in them."""
+"""The documentation pages and the code in them."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ def page_name(page: Path) -> str:
 
 
 def code_blocks(page: Path, language: str) -> list[str]:
-    """Return the fenced blocks of a language."""
+    """Return the fenced code blocks in a language."""
     return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
 
 
 def code_spans(page: Path) -> list[str]:
-    """Return what stands in backticks, and the lines of shell blocks."""
+    """Return all inline code, and the lines of shell blocks."""
     prose = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
     lines = (line for block in code_blocks(page, "sh") for line in block.splitlines())
     return [*re.findall(r"`([^`]+)`", prose), *lines]

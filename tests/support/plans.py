@@ -30,7 +30,7 @@ def expand(folder: Path, text: str, sets: tuple[str, ...] = ()) -> list[Run]:
 
 
 def refusals(folder: Path, text: str) -> list[str]:
-    """Return the lines with which the experiment is refused; `text` begins at line 3 of its file."""
+    """Return the error lines for an invalid experiment; `text` begins at line 3 of its file."""
     with pytest.raises((ConfigError, UserError)) as caught:
         expand(folder, text)
     return str(caught.value).splitlines()

@@ -16,7 +16,7 @@ from tests.support.waiting import PATIENCE
 def ranks(
     command: list[str], count: int = 2, python: str = sys.executable, **options: Any
 ) -> list[subprocess.Popen[str]]:
-    """The processes of one run, as a launcher starts them."""
+    """Start the processes of one run as a launcher would."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     started = []
@@ -30,7 +30,7 @@ def ranks(
 
 
 def ended(processes: list[subprocess.Popen[str]], codes: list[int]) -> list[str]:
-    """What each has printed; their exit codes must be these."""
+    """Return what each process printed; fail unless their exit codes are `codes`."""
     outputs = [process.communicate(timeout=PATIENCE)[0] for process in processes]
     assert [process.returncode for process in processes] == codes, "\n".join(outputs)
     return outputs

@@ -1,4 +1,4 @@
-"""Reports of synthetic studies, without the drawing: a figure costs more than all the rest."""
+"""Reports of synthetic studies without figures, whose drawing takes longer than everything else."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ TITLE = "Ablation: planted"
 
 
 def analyse_plan(folder: Path, plan: Plan) -> Analysis:
-    """Return the analysis of a study that is written into `folder`."""
+    """Write a study into `folder` and return its analysis."""
     return analyse_folder(folder, write_study(folder, plan))
 
 

@@ -13,6 +13,6 @@ def rows_of(run_dir: Path) -> dict[int, list[str]]:
 
 
 def timeless(line: str) -> list[str]:
-    """The cells of a row, the clock's left out."""
+    """Return the cells of a row, without clock columns."""
     cells = line.split(",")
     return [cell for name, cell in zip(loss_csv.COLUMNS, cells, strict=True) if name not in loss_csv.CLOCK_COLUMNS]

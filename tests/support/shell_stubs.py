@@ -1,4 +1,4 @@
-"""Programs that stand in for Slurm and for a trainer: they write down what they were started with, and end."""
+"""Programs that stand in for Slurm and a trainer: they record what they were started with, and exit."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
-RECORD = "ABLATRIX_RECORD"  # the file that the stubs append to; a name that reaches jobs
+RECORD = "ABLATRIX_RECORD"  # the file that the stubs append to; this name is exported to jobs
 
 PYTHON = """\
 #!/bin/sh
@@ -33,7 +33,7 @@ case $1 in
 *) echo "Submitted batch job $$" ;;
 esac
 """
-# One job script after the other, each with its task's number in the array, as slurmd would start them
+# Runs job scripts one after the other, each with its array task number, as slurmd would start them
 DRIVER = """\
 #!/bin/bash
 while IFS= read -r -d '' folder && IFS= read -r -d '' script && IFS= read -r -d '' task; do
@@ -46,7 +46,7 @@ done
 
 @dataclass(frozen=True)
 class Record:
-    """One start of a stub: of `srun` (its whole command line), or of a program."""
+    """One start of a stub: of `srun` (with its full command line) or of a program."""
 
     srun: bool
     argv: list[str]
@@ -55,7 +55,7 @@ class Record:
 
 
 def install(folder: Path) -> None:
-    """The stubs of Slurm's commands and the driver, in a folder that goes first on PATH."""
+    """Install the stubs of Slurm's commands and the driver in a folder, which must come first on PATH."""
     folder.mkdir(parents=True)
     for name, text in (("srun", SRUN), ("sbatch", SBATCH), ("driver", DRIVER)):
         program(folder / name, text)
@@ -69,7 +69,7 @@ def program(path: Path, text: str = PYTHON) -> Path:
 
 
 def read(path: Path) -> list[Record]:
-    """What was written down since the last time."""
+    """Return what was recorded since the last call."""
     fields = path.read_bytes().split(b"\0") if path.exists() else []
     path.unlink(missing_ok=True)
     words = [field.decode("utf-8", "surrogateescape") for field in fields]
@@ -87,9 +87,9 @@ def read(path: Path) -> list[Record]:
 
 
 def sbatch_options(script: str) -> list[str]:
-    """The words that sbatch takes from a script: those of its option lines up to the first command, quotes read.
+    """Return the words in a script's option lines up to the first command, unquoted as by sbatch.
 
-    #PBS and #BSUB lines count too: sbatch knows them.
+    #PBS and #BSUB lines count too, because sbatch reads them.
     """
     found: list[str] = []
     for line in script.split("\n"):

@@ -1,6 +1,6 @@
-"""Studies drawn at random with planned looks, against all seeds at once: error rates, power and runs.
+"""Random studies with planned looks, compared with running all seeds at once: error rates, power and runs.
 
-`make science` prints a table of many; tests/science draws few.
+`make science` prints a table over many studies; tests/science draws few.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from tests.support.simulated_studies import CELLS, NOISES, SEED_SPREAD
 
 @dataclass
 class Adaptive:
-    """Planned looks against the seeds of the last look for all cells, in the same studies.
+    """Planned looks compared with running all seeds of the last look in all cells, in the same studies.
 
-    false_verdicts, power (mean over the cells with an effect): of the looks; fixed_power: of all seeds at once; runs:
-    share of the fixed study's; null_decided: share of the cells without an effect that end as within the margin.
+    false_verdicts, power (mean over the cells with an effect): with looks; fixed_power: with all seeds at once; runs:
+    share of the fixed study's runs; null_decided: share of the cells without an effect that end within the margin.
     """
 
     false_verdicts: float
@@ -38,7 +38,7 @@ class Adaptive:
 def simulate_looks(
     noise: str, looks: Looks, truth: Sequence[float], studies: int, margin: float | None = None, rng: int = 1
 ) -> Adaptive:
-    """Return the rates over studies; truth: effect of each cell but the baseline, in standard deviations of a run."""
+    """Return the rates over random studies. truth: effect of each cell except the baseline, in SDs of a run."""
     random = np.random.default_rng([rng, looks.seeds[-1], studies])
     names = [f"c{i}" for i in range(CELLS)]
     found = []
@@ -54,7 +54,7 @@ def simulate_looks(
 def _adaptive(
     runs: dict[str, dict[int, float]], looks: Looks, truth: dict[str, float], margin: float | None
 ) -> list[float]:
-    """Return the fields of `Adaptive` for one study, decided as the report decides it."""
+    """Return the fields of `Adaptive` for one study, with decisions made as in the report."""
     stopped: dict[str, tuple[Verdict, int]] = {}
     for look, (seeds, alpha) in enumerate(zip(looks.seeds, looks.alpha, strict=True)):
         taken = {
@@ -86,7 +86,7 @@ def _adaptive(
 THREE_LOOKS, FOUR_LOOKS = AdaptiveSeeds(start=3, up_to=8).resolved(), AdaptiveSeeds(start=3, up_to=12).resolved()
 ONE, THREE = (-4.0, *[0.0] * 5), (-4.0, 4.0, -2.5, *[0.0] * 3)
 ALL = (-4.0, 4.0, -2.5, 4.0, -4.0, 2.5)
-ADAPTIVE = {  # looks, effects and margin in standard deviations of a run
+ADAPTIVE = {  # (looks, effects, margin), the last two in standard deviations of a run
     "3/5/8, one effect": (THREE_LOOKS, ONE, None),
     "3/5/8, three effects": (THREE_LOOKS, THREE, None),
     "3/5/8, six effects": (THREE_LOOKS, ALL, None),
@@ -97,7 +97,7 @@ ADAPTIVE = {  # looks, effects and margin in standard deviations of a run
 
 
 def main(studies: int) -> None:
-    """Print a table of planned looks against all seeds at once, for simulated and for measured noise."""
+    """Print a table that compares planned looks with all seeds at once, for simulated and measured noise."""
     print(f"planned looks: {CELLS} cells, {studies} studies each; effects of 2.5 and 4 SD")
     print(f"{'noise':10}{'looks':30}{'false verdicts':>15}{'power':>7}{'fixed':>7}{'runs':>6}{'null decided':>14}")
     for noise in ("equal", "measured"):

@@ -1,6 +1,6 @@
-"""Studies with a scale axis drawn at random, and how often the bands over compute cover the size that was held back.
+"""Random studies with a scale axis, and how often the bands over compute cover the size that was held back.
 
-`make science` prints a table of many; tests/science draws few.
+`make science` prints a table over many studies; tests/science draws few.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import numpy as np
 from ablatrix.orchestrator.report.pooled import fit
 from ablatrix.orchestrator.report.scaling import Point, fit_line
 
-CELLS, RATIO = 4, 4.0  # cells of a study, and compute of a size divided by that of the size before
-TRUTHS: dict[str, Callable[[float], float]] = {  # effect in standard deviations of the smallest size, by ln(C / C_0)
+CELLS, RATIO = 4, 4.0  # cells of a study, ratio of compute between successive sizes
+TRUTHS: dict[str, Callable[[float], float]] = {  # ln(C / C_0) -> effect in standard deviations at the smallest size
     "constant": lambda x: -2.0,
     "line": lambda x: -3.0 + 0.5 * x,
     "power law": lambda x: -4.0 * math.exp(-0.2 * x),
@@ -25,16 +25,16 @@ TRUTHS: dict[str, Callable[[float], float]] = {  # effect in standard deviations
 
 @dataclass
 class Rates:
-    """Shares of studies: covered, the held-back effect by the 95% prediction interval; sloped, b = 0 rejected."""
+    """Shares of studies. covered: the 95% prediction interval covers the held-back effect; sloped: b = 0 rejected."""
 
     covered: float
     sloped: float
 
 
 def simulate(truth: str, sizes: int, seeds: int, studies: int, rng: int = 1) -> Rates:
-    """Return the rates over studies of several sizes, of which the largest is held back from the fit.
+    """Return the rates over random studies of several sizes, the largest of which is held back from the fit.
 
-    The noise of a run falls by a fifth from each size to the next.
+    The noise of a run decreases by a fifth from each size to the next.
     """
     random = np.random.default_rng([rng, sizes, seeds, studies])
     counts = np.zeros(2)
@@ -48,7 +48,7 @@ def simulate(truth: str, sizes: int, seeds: int, studies: int, rng: int = 1) -> 
 
 
 def _measure(random: np.random.Generator, truth: str, size: int, seeds: int) -> Point:
-    """Return the effect of one cell at a size, by the pooled fit that the report's comparison rests on."""
+    """Return the effect of one cell at a size, from the pooled fit on which the report's comparison is based."""
     x = size * math.log(RATIO)
     noise = 0.8**size * random.normal(size=(CELLS, seeds)) + random.normal(size=seeds)
     noise[1] += TRUTHS[truth](x)
@@ -58,7 +58,7 @@ def _measure(random: np.random.Generator, truth: str, size: int, seeds: int) -> 
 
 
 def main(studies: int) -> None:
-    """Print a table of all truths, for 3 to 5 sizes and 3 and 5 seeds."""
+    """Print a table of all truths, for 3 to 5 sizes and 3 or 5 seeds."""
     print(f"\n{CELLS} cells at several sizes, the largest held back, {studies} studies each")
     print(f"{'effect':16}{'sizes':>6}{'seeds':>6}{'covered':>9}{'slope shown':>13}")
     for truth in TRUTHS:

@@ -1,6 +1,6 @@
-"""Studies drawn at random, and how often the report's verdicts and intervals on them are right.
+"""Random studies, and how often the report's verdicts and intervals on them are correct.
 
-`make science` prints a table of many; tests/science draws few.
+`make science` prints a table over many studies; tests/science draws few.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tests.support.measured_noise import ALGOPERF, MEASURED
 
 CELLS, EFFECT, SEED_SPREAD = 7, 4.0, 0.5  # the last two in standard deviations of a run
 
-Noise = Callable[[np.random.Generator, int], np.ndarray]  # of a study, (CELLS, seeds), of variance about 1
+Noise = Callable[[np.random.Generator, int], np.ndarray]  # noise of a study, (CELLS, seeds), with variance about 1
 
 
 def _scaled(cell: int, factor: float) -> Noise:
@@ -57,9 +57,9 @@ NOISES: dict[str, Noise] = {
 
 @dataclass
 class Rates:
-    """Shares of studies: false_verdicts, in any cell without an effect; power, of the one effect of 4 SD.
+    """Shares of studies. false_verdicts: one in any cell without an effect; power: the one effect of 4 SD is found.
 
-    coverage: of pointwise intervals; joint: of studies whose simultaneous intervals are all right.
+    coverage: share of pointwise intervals that are correct; joint: of studies with all simultaneous intervals correct.
     """
 
     false_verdicts: float
@@ -69,7 +69,7 @@ class Rates:
 
 
 def simulate(noise: str, seeds: int, studies: int, rng: int = 1) -> Rates:
-    """Return the rates over studies of CELLS cells, of which the second has an effect."""
+    """Return the rates over random studies of CELLS cells, the second of which has an effect."""
     random = np.random.default_rng([rng, seeds, studies])
     names = [f"c{i}" for i in range(CELLS)]
     truth = np.array([0.0, -EFFECT, *[0.0] * (CELLS - 2)])
@@ -87,7 +87,7 @@ def simulate(noise: str, seeds: int, studies: int, rng: int = 1) -> Rates:
 
 
 def main(studies: int) -> None:
-    """Print a table of all noises, for 2, 3, 5 and 8 seeds."""
+    """Print a table of all kinds of noise, for 2, 3, 5 and 8 seeds."""
     print(f"{CELLS} cells, {studies} studies each; an effect of {EFFECT:g} SD in one cell")
     print(f"{'noise':16}{'seeds':>6}{'false verdicts':>16}{'all covered':>13}{'covered':>9}{'power':>7}")
     for noise in NOISES:

@@ -1,6 +1,6 @@
-"""Tuned studies drawn at random, with optima that differ between the arms, and how right their effects are.
+"""Random tuned studies, with optima that differ between the arms, and how accurate their effects are.
 
-`make science` prints a table of many; tests/science draws few.
+`make science` prints a table over many studies; tests/science draws few.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from ablatrix.orchestrator.report.comparison import compare
 from ablatrix.orchestrator.report.optimum import find_optimum
 from ablatrix.orchestrator.study.tuning import Tuning
 
-BASE = 2e-3  # the baseline's best rate, on average over studies
+BASE = 2e-3  # the baseline's best learning rate, averaged over studies
 TUNING_SEEDS, SEEDS = 2, 3
-# Losses in standard deviations of a run; log2 of each arm's best rate over the baseline's
+# Losses in standard deviations of a run; log2 of each arm's best learning rate relative to the baseline's
 EFFECTS = np.array([0.0, -4.0, 0.0, 2.0, 0.0])
 SHIFTS = np.array([0.0, 0.5, -0.5, 1.0, -1.0])
 GRIDS = {3: (1e-3, 2e-3, 4e-3), 5: (5e-4, 1e-3, 2e-3, 4e-3, 8e-3)}
@@ -24,10 +24,10 @@ GRIDS = {3: (1e-3, 2e-3, 4e-3), 5: (5e-4, 1e-3, 2e-3, 4e-3, 8e-3)}
 
 @dataclass
 class Accuracy:
-    """coverage: of pointwise 95% intervals of the effect at each arm's best, which are from the confirmation runs.
+    """coverage: of pointwise 95% intervals of the effect at each arm's best rate, from the confirmation runs.
 
-    bias: of these effects by the choice of rates, the largest of any arm; equal: mean size of the error that comparing
-    at the baseline's best rate makes. Both in SD of a run.
+    bias: largest bias of any arm's effect due to the choice of rates; equal: mean absolute error if arms are compared
+    at the baseline's best rate. Both in SDs of a run.
     """
 
     coverage: float
@@ -36,10 +36,10 @@ class Accuracy:
 
 
 def simulate(points: int, curvature: float, studies: int, steeper: float = 0.0) -> Accuracy:
-    """Return the accuracy over studies of five arms.
+    """Return the accuracy over random studies of five arms.
 
-    curvature: loss at half or twice the best rate; steeper: how much more it rises above the best rate than below, as a
-    share of curvature per doubling (the parabola is wrong then).
+    curvature: added loss at half or twice the best rate; steeper: how much faster it rises above the best rate than
+    below, as a share of curvature per doubling (the parabola is then wrong).
     """
     random = np.random.default_rng([points, studies, round(100 * curvature), round(100 * steeper)])
     tune = Tuning("lr", GRIDS[points], tuple(range(1001, 1001 + TUNING_SEEDS)))
@@ -51,8 +51,8 @@ def simulate(points: int, curvature: float, studies: int, steeper: float = 0.0) 
 def _study(
     random: np.random.Generator, tune: Tuning, curvature: float, steeper: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return (arms - 1,) each: whether the interval covers, the error at each arm's best, and at the baseline's."""
-    spread = 0.5 if len(tune.grid) > 3 else 0.0  # of all optima together, in doublings
+    """Return, (arms - 1,) each: if the interval covers, the error at each arm's best rate, and at the baseline's."""
+    spread = 0.5 if len(tune.grid) > 3 else 0.0  # common to all optima, in doublings
     optima = np.log2(BASE) + SHIFTS * (1.0 if len(tune.grid) > 3 else 0.5) + spread * random.uniform(-1, 1)
 
     def loss(arm: int, rate: float) -> float:
@@ -83,7 +83,7 @@ def _study(
 
 
 def main(studies: int) -> None:
-    """Print a table of grids, seeds and curvatures."""
+    """Print a table over grids, seeds and curvatures."""
     seeds = f"{TUNING_SEEDS} tuning and {SEEDS} other seeds"
     print(f"tuned arms: {len(EFFECTS)} arms, {seeds}, {studies} studies each; in SD of a run")
     print(f"{'grid':>5}{'curvature':>11}{'steeper':>9}{'covered':>9}{'bias':>7}{'error at equal rate':>21}")

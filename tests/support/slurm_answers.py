@@ -1,4 +1,4 @@
-"""What Slurm says of jobs, without a Slurm, and a run that is queued there."""
+"""Fake answers of Slurm about jobs, and a run that is queued there."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Queue = dict[str, job_parsing.Job]
 
 
 class Cluster:
-    """What Slurm says in a test: jobs in the queue, jobs that ended, or nothing at all."""
+    """Slurm's answers in a test: jobs in the queue, ended jobs, or none while it is down."""
 
     def __init__(self) -> None:
         self.waiting: Queue = {}

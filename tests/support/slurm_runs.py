@@ -1,4 +1,4 @@
-"""A run at work on the cluster, for the tests that disturb it."""
+"""A run on the cluster, for tests that disturb it."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from ablatrix.trainer.rundir.events import read_events
 from tests.support.waiting import PATIENCE
 from tests.support.workspace import HELD_STEP, Workspace
 
-ITERS = 60  # each run waits after HELD_STEP until it was hit
+ITERS = 60  # each run waits after HELD_STEP until it has been disturbed
 States = dict[str, dict[str, Any]]
 
 
 def slurm(*words: str, environment: dict[str, str] | None = None) -> str:
-    """Return the output of one of Slurm's commands, which must succeed."""
+    """Return the output of a Slurm command, which must succeed."""
     return subprocess.run(words, env=environment, capture_output=True, text=True, check=True, timeout=PATIENCE).stdout
 
 
 @contextlib.contextmanager
 def nodes_taken(environment: dict[str, str] | None = None, nodes: int = 1) -> Iterator[None]:
-    """Take so many nodes: what is submitted within the block has to wait until its end."""
+    """Occupy this many nodes, so that jobs submitted within the block wait until its end."""
     wrap = ("--parsable", "--exclusive", f"--nodes={nodes}", "--time=5", "--wrap=sleep 300")
     job = slurm("sbatch", *wrap, environment=environment).strip()
     try:
@@ -32,7 +32,7 @@ def nodes_taken(environment: dict[str, str] | None = None, nodes: int = 1) -> It
 
 
 class Started:
-    """A run of the baseline on the cluster, held at a step; with `array` as the first task of two."""
+    """A baseline run on the cluster, held at a step; with `array`, the first of two array tasks."""
 
     def __init__(
         self,
@@ -49,7 +49,7 @@ class Started:
         only = [word for cell in cells for word in ("--only", cell)]
         self.words = ("submit", self.study, "--launcher", launcher, *only, "--no-report")
         workspace.run(*self.words)
-        at_work = self.until(lambda state: state["iter"] >= HELD_STEP - 5)  # the row before
+        at_work = self.until(lambda state: state["iter"] >= HELD_STEP - 5)  # the previous row
         self.job, self.node = at_work["job_id"], at_work["node"]
         assert array or self.job.isdigit(), "a single run is a plain job"
 
@@ -68,7 +68,7 @@ class Started:
         return int([e for e in events if e["event"] in ("started", "resumed")][-1]["pid"])
 
     def finish(self, undisturbed: list[list[str]], resumed: bool = True) -> None:
-        """Let the run go on, and check that it ends like an undisturbed one."""
+        """Let the run continue, and check that it ends like an undisturbed one."""
         self.workspace.release()
         self.until(lambda state: state["state"] == "done")
         assert self.workspace.loss("baseline") == undisturbed

@@ -29,39 +29,39 @@ FEATURES: dict[str, dict[str, Any]] = {
 
 @dataclass
 class Plan:
-    """What to write. effects: nats that a feature adds (they add up); fates: run (cell, seed) -> what became of it."""
+    """The study to write. effects: nats added by each feature (they add up); fates: (cell, seed) -> fate of the run."""
 
     seeds: Sequence[int] = (1, 2, 3)
     features: Mapping[str, Any] = field(default_factory=lambda: dict(FEATURES))
     cells: Mapping[str, Sequence[str]] | None = None
     effects: Mapping[str, float] = field(default_factory=dict)
     extra: Mapping[str, float] = field(default_factory=dict)  # cell -> nats beyond the sum of its features
-    noise: float = 0.01  # of each run
-    shared: float = 0.02  # of each seed, the same in all cells
+    noise: float = 0.01  # SD of each run
+    shared: float = 0.02  # SD of each seed's effect, which is the same in all cells
     fates: Mapping[tuple[str, int], str] = field(default_factory=dict)
     rows: int = 60
     evaluations: int = 6
     max_iters: int = 600
     name: str = "planted"
     domains: Sequence[str] = ()
-    contexts: Sequence[int] = ()  # lengths; longer than the block, a cell is 0.1 nats better there, or has learned rows
+    contexts: Sequence[int] = ()  # lengths; beyond the block a cell is 0.1 nats better, or has learned rows
     rng: int = 0
     model: str = "gpt-nano"
-    slow: Mapping[tuple[str, int], float] = field(default_factory=dict)  # run -> its time by its usual time
+    slow: Mapping[tuple[str, int], float] = field(default_factory=dict)  # run -> its step time relative to the usual
     hosts: Mapping[tuple[str, int], str] = field(default_factory=dict)  # run -> host, by default one for all
     design: Sequence[Any] = ()  # as in the experiment file
 
 
 def one_at_a_time(features: Sequence[str]) -> dict[str, list[str]]:
-    """baseline, each feature alone, and all_on."""
+    """Return cell -> features for the baseline, each feature alone, and all_on."""
     return {"baseline": [], **{f: [f] for f in features}, "all_on": list(features)}
 
 
 def write_study(folder: Path, plan: Plan) -> dict[str, tuple[str, str]]:
-    """Write study.json and every run folder; returns the states for `build`.
+    """Write study.json and every run folder; return the states for `build`.
 
-    Fates: done, running, planned (no folder), failed, lost, cancelled, diverged (nan), risen (above its start),
-    stripped (done, but its overrides never reached the trainer).
+    Fates: done, running, planned (no folder), failed, lost, cancelled, diverged (NaN), risen (above its initial loss),
+    stripped (done, but the overrides never reached the trainer).
     """
     cells = plan.cells or one_at_a_time(list(plan.features))
     rng = np.random.default_rng(plan.rng)
@@ -73,7 +73,7 @@ def write_study(folder: Path, plan: Plan) -> dict[str, tuple[str, str]]:
         for seed in plan.seeds:
             fate = plan.fates.get((cell, seed), "done")
             config = _config(plan, {} if fate == "stripped" else overrides, seed)
-            plain = re.sub("[^A-Za-z0-9._+@-]|^[^A-Za-z0-9]", "x", cell)  # of a folder, whatever a cell is called
+            plain = re.sub("[^A-Za-z0-9._+@-]|^[^A-Za-z0-9]", "x", cell)  # valid folder name for any cell name
             run = f"{plain}-seed{seed}-{config.fingerprint()}"
             planted = sum(plan.effects.get(f, 0.0) for f in features) + plan.extra.get(cell, 0.0)
             noise = rng.normal(0, plan.noise) if fate != "stripped" else 0.0
@@ -140,7 +140,7 @@ def _config(plan: Plan, overrides: Mapping[str, Any], seed: int) -> Any:
 
 
 def _record_timing(folder: Path, host: str) -> None:
-    """Add to a summary.json where the run was trained, and how fast."""
+    """Add to a summary.json where and how fast the run was trained."""
     path = folder / "summary.json"
     timing = {"host": host, "hardware": f"CPU of {host}", "started": 1_700_000_000.0}
     rows = [line.split(",") for line in (folder / "loss.csv").read_text().splitlines()[1:]]
@@ -153,7 +153,7 @@ def _write_run(
 ) -> None:
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(config.to_json())
-    rng = np.random.default_rng([plan.rng, config.system.seed])  # the batches: the same in every cell of a seed
+    rng = np.random.default_rng([plan.rng, config.system.seed])  # of the batches: the same in all cells of a seed
     share = {"running": 0.5, "failed": 0.3, "lost": 0.7, "cancelled": 0.2}.get(fate, 1.0)
     steps = np.unique(np.linspace(1, plan.max_iters, plan.rows).astype(int))
     evaluated = set(np.unique(np.linspace(0, len(steps) - 1, plan.evaluations + 1).astype(int))[1:].tolist())

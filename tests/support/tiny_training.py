@@ -1,4 +1,4 @@
-"""A model of a few hundred parameters and batches that it learns."""
+"""A model of a few hundred parameters, and batches that it can learn."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ def heldout() -> tuple[Array, Array]:
 
 
 def rows(of: Trainer) -> list[dict[str, Any]]:
-    """The rows it writes from now on, clocks left out."""
+    """Return the list to which the trainer's future rows are added, without clock columns."""
     kept: list[dict[str, Any]] = []
     of.add_callback(at("on_row", lambda t: kept.append({k: v for k, v in t.row.items() if k not in ("dt", "seconds")})))
     return kept
 
 
 def batch(seed: int, i: int, size: int = 4) -> tuple[Array, Array]:
-    """Counting upwards modulo VOCAB from a random start: learnable without error."""
+    """Return x, y of (size, BLOCK) that count up modulo VOCAB from a random start: learnable without error."""
     start = np.random.Generator(np.random.Philox(key=[seed, i])).integers(0, VOCAB, (size, 1))
     tokens = (start + np.arange(BLOCK + 1)) % VOCAB
     return tokens[:, :-1].copy(), tokens[:, 1:].copy()

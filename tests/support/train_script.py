@@ -1,4 +1,4 @@
-"""A training script as people have them, without a model: it prints like nanoGPT, saves its state, and can go on.
+"""A typical training script, without a model: it prints like nanoGPT, saves its state and can resume.
 
 python train_script.py --out_dir=DIR --max_iters=N --learning_rate=X [--dropout=X] [--pause=SECONDS] [--save=STEPS]
                   [--listen=USR2] [--resume] [--crash=STEP]

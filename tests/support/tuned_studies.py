@@ -1,4 +1,4 @@
-"""Finished studies with tuned arms, written to disk with losses that are parabolas of the learning rate."""
+"""Finished studies with tuned arms, written to disk, with losses that are parabolas in the learning rate."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.support.studies import FEATURES, Plan, write_study
 
 SETTING = "trainer.learning_rate"
 TUNE = Tuning(SETTING, (1e-3, 2e-3, 4e-3), (1001, 1002))
-CURVATURE = 0.05  # nats at half or twice the best rate
+CURVATURE = 0.05  # nats added at half or twice the best learning rate
 
 
 def write_tuned(
@@ -24,10 +24,10 @@ def write_tuned(
     trained: Sequence[str] = (),
     fates: Mapping[tuple[str, int], str] | None = None,
 ) -> dict[str, tuple[str, str]]:
-    """Write a study of the baseline and the features of `best`, tuned; return the states for `build`.
+    """Write a tuned study of the baseline and the features in `best`; return the states for `build`.
 
-    best: arm -> its best rate; effects: arm -> nats at its best rate; trained: cells whose confirmation runs finished,
-    such as `cosine@0.002`; fates: of single runs.
+    best: arm -> its best learning rate; effects: arm -> nats at that rate; trained: cells whose confirmation runs have
+    finished, such as `cosine@0.002`; fates: (cell, seed) -> fate of the run.
     """
     values = {f"{value:g}": value for value in TUNE.candidates}
     features = {name: FEATURES[name] for name in best if name != "baseline"}

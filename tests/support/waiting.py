@@ -1,4 +1,4 @@
-"""Waiting for a run to get somewhere."""
+"""Waiting for a run to reach a state."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import Any
 from ablatrix.trainer.rundir import run_files
 from ablatrix.trainer.rundir.loss_csv import parse_rows
 
-PATIENCE = 600.0  # seconds of every wait: a guard against hangs, which no slow or busy machine reaches
+PATIENCE = 600.0  # seconds; a guard against hangs, long enough for any slow or busy machine
 
 
 def wait_for(condition: Callable[[], Any], process: subprocess.Popen[str] | None = None) -> None:
-    """Return once `condition()` is true; fail after PATIENCE, or once `process` has ended before."""
+    """Return once `condition()` is true; fail after PATIENCE, or if `process` ends before that."""
     end = time.monotonic() + PATIENCE
     while not condition():
         assert process is None or process.poll() is None, process.communicate()

@@ -1,4 +1,4 @@
-"""A webhook on loopback that keeps what it is sent."""
+"""A webhook on loopback that records what it receives."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 
 class Webhook:
-    """`with Webhook() as hook: ... hook.url`. answer: the status of every answer; received: the bodies, as JSON."""
+    """`with Webhook() as hook: ... hook.url`. answer: status of every response; received: bodies, parsed as JSON."""
 
     def __init__(self, answer: int = 200) -> None:
         self.answer = answer

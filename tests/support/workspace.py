@@ -1,4 +1,4 @@
-"""A folder in which a user works: an experiment file, and the commands as they are typed."""
+"""A user's working folder: an experiment file, and commands run as they are typed."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Hold:
 
 @dataclass
 class Workspace:
-    """Commands run in `folder`, with the code under test on PYTHONPATH and one thread."""
+    """Runs commands in `folder`, with the code under test on PYTHONPATH and one thread."""
 
     folder: Path
     corpus: Path
@@ -65,9 +65,9 @@ class Workspace:
     def write_study(
         self, name: str = "study", iters: int = 20, ckpt: int = 10, extra: str = "", held: bool = False
     ) -> Path:
-        """An experiment file of seven cells and one seed that trains in a second or two a run.
+        """Write an experiment file with seven cells and one seed, whose runs train in a second or two.
 
-        held: runs wait after HELD_STEP until `release`, or until a signal stops them.
+        held: runs wait after HELD_STEP until `release` is called or a signal stops them.
         """
         path = self.folder / f"{name}.yaml"
         values = {"name": name, "corpus": self.corpus, "cache": self.cache, "iters": iters, "ckpt": ckpt}
@@ -79,11 +79,11 @@ class Workspace:
         return path
 
     def release(self) -> None:
-        """Let held runs go on, in this and later attempts."""
+        """Let held runs continue, in this and later attempts."""
         (self.folder / "go").touch()
 
     def run(self, *words: object, code: int | None = 0) -> subprocess.CompletedProcess[str]:
-        """`python -m orchestrator WORDS`; the exit code must be `code` (None: any)."""
+        """Run `python -m orchestrator WORDS`; fail unless the exit code is `code` (None: any)."""
         result = subprocess.run(
             self.command(*words),
             capture_output=True,
@@ -104,14 +104,14 @@ class Workspace:
         return {**os.environ, "PYTHONPATH": str(code_root()), "OMP_NUM_THREADS": "1", **self.environment}
 
     def states(self, study: str = "study") -> dict[str, dict[str, Any]]:
-        """Cell name -> what `status --json` says of its run."""
+        """Return cell -> what `status --json` prints about its run."""
         if not (self.folder / "out" / study / "study.json").exists():
             return {}
         record = json.loads(self.run("status", study, "--json").stdout)
         return {run["cell"]: run for run in record["runs"]}
 
     def wait(self, done: Callable[[dict[str, dict[str, Any]]], bool], study: str = "study") -> Any:
-        """The states once `done(states)`; fails with them when that takes too long."""
+        """Return the states once `done(states)` is true; fail with them if that takes too long."""
         end = time.monotonic() + PATIENCE
         while True:
             asked = time.monotonic()
@@ -122,7 +122,7 @@ class Workspace:
             time.sleep(min(max(0.2, 5 * (time.monotonic() - asked)), 1.0))  # other tests need the cores too
 
     def _forked_states(self, study: str) -> dict[str, dict[str, Any]]:
-        """As `states`, from a fork of this process, without half a second of imports; {} if that fails."""
+        """Like `states`, but in a fork of this process, which saves half a second of imports; {} if that fails."""
         reader, writer = os.pipe()
         pid = os.fork()
         if pid == 0:
@@ -148,12 +148,12 @@ class Workspace:
         return folder
 
     def loss(self, cell: str, study: str = "study") -> list[list[str]]:
-        """Rows of a run's loss.csv without the columns that tell of the clock."""
+        """Return the rows of a run's loss.csv without the clock columns."""
         return without_clock(self.run_folder(cell, study))
 
 
 def without_clock(run_dir: Path) -> list[list[str]]:
-    """The rows of loss.csv, header first, without the columns that tell of the clock."""
+    """Return the rows of loss.csv, header first, without the clock columns."""
     kept = [i for i, name in enumerate(loss_csv.COLUMNS) if name not in loss_csv.CLOCK_COLUMNS]
     lines = (run_dir / run_files.LOSS).read_text().splitlines()
     return [[line.split(",")[i] for i in kept] for line in lines]
