@@ -144,7 +144,7 @@ class RunRecord:
 
     @property
     def command(self) -> list[str]:
-        """The command that the run starts, as words with unfilled placeholders; [] for the built-in trainer."""
+        """The command that the run starts, as words with unfilled placeholders; [] for our trainer."""
         words = self.config.get("command")
         return [str(word) for word in words] if isinstance(words, list) else []
 

@@ -1,4 +1,4 @@
-"""Check an experiment whose runs are a command."""
+"""Check an experiment whose runs start a command."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ OURS = (run_files.CONFIG, run_files.ARGS, run_files.LOSS, run_files.SUMMARY, run
 
 
 def setting_problems(data: dict[str, Any], tree: Tree) -> list[str]:
-    """Return names and values that cannot be passed to a command, and features that set nothing."""
+    """Return problems with names and values that cannot be passed to a command, and with features that set nothing."""
 
     def problem_of(key: str, value: Any) -> str:
         return command_template.key_problem(key) or command_template.value_problem(value)
@@ -29,7 +29,7 @@ def setting_problems(data: dict[str, Any], tree: Tree) -> list[str]:
 
 
 def problems(loaded: Loaded) -> Iterator[str]:
-    """Yield keys that need a command, unknown placeholders, and settings that never reach the command."""
+    """Yield problems with keys that need a command, unknown placeholders, and settings that never reach the command."""
     experiment = loaded.experiment
     if experiment.command is None:
         for key in OWN_KEYS:
@@ -46,7 +46,7 @@ def problems(loaded: Loaded) -> Iterator[str]:
 
 
 def _text_problems(experiment: Experiment) -> Iterator[tuple[str, str]]:
-    """Yield (key, problem) of the texts that may have placeholders."""
+    """Yield (key, problem) for each problem in a string that may contain placeholders."""
     scaled = experiment.scale.settings if experiment.scale else {}
     known = [*experiment.base, *scaled, *command_template.PLACES, command_template.FLAGS]
     switched = {key for level in experiment.all_levels() for key in level.overrides}
@@ -65,7 +65,7 @@ def _text_problems(experiment: Experiment) -> Iterator[tuple[str, str]]:
 
 
 def _word_problems(place: str, words: Iterable[str]) -> Iterator[str]:
-    """Yield what is wrong with each word on its own."""
+    """Yield the problems of each word on its own."""
     for word in words:
         try:
             command_template.placeholders(word)
@@ -78,7 +78,7 @@ def _word_problems(place: str, words: Iterable[str]) -> Iterator[str]:
 
 
 def _parts(experiment: Experiment) -> dict[str, tuple[str, ...]]:
-    """Return key -> its texts that may have placeholders."""
+    """Return key -> its strings that may contain placeholders."""
     metrics = experiment.metrics
     sources = (metrics.path, metrics.steps, metrics.tokens_per_step) if metrics else ()
     return {
@@ -102,7 +102,7 @@ def _settings(loaded: Loaded) -> list[tuple[KeyPath, str, Any]]:
 
 
 def _unreached(loaded: Loaded) -> Iterator[str]:
-    """Yield settings without a placeholder, which would change nothing."""
+    """Yield problems with settings that have no placeholder and would change nothing."""
     style, parts = loaded.experiment.flags.style, _parts(loaded.experiment)
     if style == "in-process":
         return
@@ -122,7 +122,7 @@ def _unreached(loaded: Loaded) -> Iterator[str]:
 
 
 def _unwritable(loaded: Loaded) -> Iterator[str]:
-    """Yield settings that cannot be written as flags of the style, and those that would be the same flag."""
+    """Yield problems with settings that cannot be written as flags in this style or that would be the same flag."""
     flags, parts = loaded.experiment.flags, _parts(loaded.experiment)
     lines = [line for line in ("command", "resume_command") if _named(parts, line, command_template.FLAGS)]
     written = [entry for entry in _settings(loaded) if not all(_named(parts, line, entry[1]) for line in lines)]
@@ -135,13 +135,13 @@ def _unwritable(loaded: Loaded) -> Iterator[str]:
 
 
 def _named(parts: dict[str, tuple[str, ...]], line: str, name: str) -> bool:
-    """True if a command line, its environment or its folder has this placeholder."""
+    """True if a command line, its environment or its folder contains this placeholder."""
     texts = (*parts[line], *parts["env"], *parts["workdir"])
     return any(name in command_template.valid_placeholders(text) for text in texts)
 
 
 def _unseeded(loaded: Loaded) -> Iterator[str]:
-    """Yield a problem if there are several seeds and the command is not passed them: its runs would be the same."""
+    """Yield a problem if there are several seeds but the command does not receive them: its runs would be identical."""
     experiment = loaded.experiment
     several = experiment.seeds_follow_goal or len(experiment.seed_list) > 1
     if experiment.flags.style == "in-process" or not several:
@@ -153,7 +153,7 @@ def _unseeded(loaded: Loaded) -> Iterator[str]:
 
 
 def _key_problems(loaded: Loaded) -> Iterator[str]:
-    """Yield metrics in files that Ablatrix writes, and keys that need another key."""
+    """Yield problems with metrics in files that Ablatrix writes, and with keys that require another key."""
     experiment, metrics = loaded.experiment, loaded.experiment.metrics
     if metrics and not metrics.path.startswith(("/", "~")):
         name = os.path.normpath(metrics.path.removeprefix("{run_dir}/"))

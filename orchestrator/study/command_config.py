@@ -1,4 +1,4 @@
-"""The configuration of a run that is a command: free settings, and the command they are filled into."""
+"""The configuration of a run that starts a command: free-form settings, and the command they are filled into."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ class CommandConfig:
     keys: CommandKeys
     seed: int = 0
     about: dict[str, str] = field(default_factory=dict)
-    stop_after: int = 0  # a smoke test ends at this step; 0: never
+    stop_after: int = 0  # the step at which a smoke test ends; 0: none
     parameters: None = None
     flops_per_token: None = None
 
     def fingerprint(self) -> str:
-        """Hash the command with its values, without its places."""
+        """Hash the command with its values, but without its paths and names."""
         style = self.keys.flags.style
         passed = dotted.nest(self.settings) if style in ("config-file", "in-process") else None
-        seed = self.seed if style == "in-process" else None  # else it is in the command, or the command ignores it
+        seed = self.seed if style == "in-process" else None  # otherwise it is in the command, or the command ignores it
         run = replace(self, settings={key: command_template.decisive(value) for key, value in self.settings.items()})
         values = run._values({name: f"{{{name}}}" for name in command_template.PLACES if name != "seed"})
         decisive = [run._render(self.keys.command or (), values), self._environment(values), self.keys.workdir]
@@ -89,10 +89,10 @@ class CommandConfig:
         return dotted.flatten(rest) | {f"{SETTINGS}.{key}": value for key, value in self.settings.items()}
 
     def sharing_problems(self, slurm: SlurmSettings) -> list[str]:
-        return []  # `command_checks` refuses several processes
+        return []  # `command_checks` rejects several processes
 
     def spec(self, folder: Path, cell: str) -> dict[str, Any]:
-        """Return what the job starts, placeholders filled, and how it reads the metrics. folder: absolute."""
+        """Return what the job starts, with placeholders filled, and how it reads the metrics. folder: absolute."""
         places = {
             "run_dir": str(folder),
             "study_dir": str(folder.parent),

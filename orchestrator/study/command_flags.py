@@ -1,4 +1,4 @@
-"""Flags of a command: how the settings of a run are written as words of its command line."""
+"""Flags of a command: how the settings of a run are written on its command line."""
 
 from __future__ import annotations
 
@@ -28,16 +28,17 @@ class Flags(BaseModel):
         description="value: --x=True; switch: --x or nothing (store_true); no-prefix: --x or --no-x; null: left out",
     )
     lists: Literal["value", "words", "repeat"] | None = Field(
-        None, description="value: --x=[1, 2]; words: --x 1 2 (nargs); repeat: --x=1 --x=2; default: as the style does"
+        None,
+        description="value: --x=[1, 2]; words: --x 1 2 (nargs); repeat: --x=1 --x=2; default: by style",
     )
 
     @property
     def takes_words(self) -> bool:
-        """True if a list is written as several words."""
+        """True if a list is written as separate words."""
         return self.lists == "words" or (self.lists is None and self.style == "--b c")
 
     def spell_with(self, **changes: str) -> str:
-        """Return these flags with some keys changed, as YAML to copy; `style` is always named."""
+        """Return these flags with some keys changed, as YAML to copy; `style` is always included."""
         known = {"style": self.style, **self.model_dump(exclude_defaults=True), **changes}
         return f"{{{', '.join(f'{key}: {value}' for key, value in known.items())}}}"
 
@@ -83,20 +84,20 @@ def _option(name: str, value: Any, style: str) -> list[str]:
 
 
 def _switch(name: str, value: bool | None, booleans: str) -> list[str]:
-    """Return a flag without a value for true; `--no-...` or nothing for false; nothing for null."""
+    """Return a bare flag for true; `--no-...` or nothing for false; nothing for null."""
     if value:
         return [name]
     return [f"--no-{name.removeprefix('--')}"] if value is False and booleans == "no-prefix" else []
 
 
 def _list_word(value: Any) -> str:
-    """Return an item of a list; argparse takes negative numbers for numbers only without an exponent."""
+    """Return an item of a list; argparse recognizes negative numbers only without an exponent."""
     word = argument_text(value, "")
     return f"{Decimal(word):f}" if isinstance(value, float) and math.isfinite(value) and value < 0 else word
 
 
 def argument_text(value: Any, style: str) -> str:
-    """Return a value as the text of an argument: numbers as they are written, Python's True and None; or Hydra's."""
+    """Return a value as an argument string: numbers as written, Python's True and None; or in Hydra's grammar."""
     if isinstance(value, str):
         return value
     if style == HYDRA:
@@ -105,7 +106,7 @@ def argument_text(value: Any, style: str) -> str:
 
 
 def flag_problem(key: str, value: Any, flags: Flags) -> str:
-    """Return why a setting cannot be written as a flag of this style; '' if it can."""
+    """Return why a setting cannot be written as a flag in this style; '' if it can."""
     if flags.style in WITHOUT_FLAGS:
         return ""
     if flags.style == HYDRA:

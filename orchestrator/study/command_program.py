@@ -11,10 +11,10 @@ from pathlib import Path, PurePath
 from ablatrix.orchestrator.study.command_template import SHELLS
 
 PYTHON = re.compile(r"(python|pypy)[0-9.]*")
-# Programs that start the rest of their words in the same environment
+# Programs that run the rest of their command line in the same environment
 TRANSPARENT = {"env", "nice", "ionice", "nohup", "time", "timeout", "stdbuf", "setsid", "numactl", "taskset"}
 TRANSPARENT |= {"srun", "mpirun", "mpiexec", "unbuffer", "exec"}
-# ... in another environment
+# ... in a different environment
 MANAGERS = {"uv", "poetry", "conda", "mamba", "micromamba", "pipenv", "pdm", "hatch", "rye", "pixi"}
 QUIET_MANAGERS = {"poetry", "conda", "mamba", "micromamba", "pipenv"}  # install nothing when they run a program
 LAUNCHERS = {"torchrun", "accelerate", "deepspeed"}
@@ -38,9 +38,9 @@ class Program:
 
 
 def find_program(words: Sequence[str], folder: Path, path: str | None) -> Program | None:
-    """Return the program of a command, None if it is unknown (a container, `bash -c`, a program of another kind).
+    """Return the program of a command, None if it is unknown (a container, `bash -c`, some other kind of program).
 
-    folder: that the command runs in; path: its PATH.
+    folder: working directory of the command; path: its PATH.
     """
     names, at = [PurePath(word).name for word in words], 0
     if names[0] in TRANSPARENT | MANAGERS:
@@ -60,7 +60,7 @@ def _is_known(word: str) -> bool:
 
 
 def _managed(found: Program, manager: str, prefix: list[str], folder: Path) -> Program:
-    """Return the program with the interpreter of its environment, if that runs without installing anything."""
+    """Return the program with its environment's interpreter, if that can be run without installing anything."""
     interpreter: tuple[str, ...] = ()
     if manager in QUIET_MANAGERS and found.is_python:
         interpreter = (*prefix, "python")
@@ -70,7 +70,7 @@ def _managed(found: Program, manager: str, prefix: list[str], folder: Path) -> P
 
 
 def _read(words: list[str], at: int, folder: Path, path: str | None) -> Program | None:
-    """Return the program that begins at a word."""
+    """Return the program that starts at word `at`."""
     name = PurePath(words[at]).name
     if PYTHON.fullmatch(name):
         return _of_python(words, at)
@@ -125,7 +125,7 @@ def _of_shell(words: list[str], at: int) -> Program | None:
 
 
 def _shebang(file: str | Path | None) -> tuple[str, ...]:
-    """Return the interpreter in the first line of a script; () if there is none, or one on PATH."""
+    """Return the interpreter in the first line of a script; () if there is none or it is looked up on PATH."""
     if not file:
         return ()
     try:

@@ -15,7 +15,7 @@ from ablatrix.trainer.config.paths import expand_path
 from ablatrix.trainer.config.suggestions import nearest
 
 KINDS = ("csv", "jsonl", "regex", "tensorboard", "wandb")
-RESERVED = ("ABLATRIX_", "SLURM_")  # variables that are set per run
+RESERVED = ("ABLATRIX_", "SLURM_")  # prefixes of variables that are set per run
 
 
 def _variable(name: str) -> str:
@@ -27,7 +27,7 @@ def _variable(name: str) -> str:
 
 
 def _usable(path: str) -> str:
-    """Return a path as it is written. Raise ValueError if it cannot be expanded."""
+    """Return a path as written. Raise ValueError if it cannot be expanded."""
     expand_path(path)
     return path
 
@@ -40,7 +40,7 @@ def _words(command: str | list[str]) -> tuple[str, ...]:
 
 
 def _pattern(pattern: str) -> str:
-    """Return a regular expression whose named groups are columns. Raise ValueError for any other text."""
+    """Return a regular expression whose named groups are columns. Raise ValueError for anything else."""
     try:
         compiled = re.compile(pattern)
     except re.error as error:
@@ -56,7 +56,7 @@ Pattern = Annotated[Text, AfterValidator(_pattern)]
 
 
 COUNTED = ("iter", "dt", "dt_ms", "lr", "tokens", "seconds")  # columns that do not measure quality
-# Words in the names of metrics of which more is better, so that the direction has to be given
+# Words in names of metrics for which higher is better, so the direction must be given
 HIGHER = {"acc", "accuracy", "auc", "bleu", "f1", "iou", "miou", "precision", "psnr", "recall", "rouge", "top1"}
 
 
@@ -73,18 +73,18 @@ class Part(BaseModel):
 
 
 class Metrics(Part):
-    """Where the numbers come from: one kind of source, and which of its names is which column of loss.csv."""
+    """Where the numbers come from: one kind of source, and how its names map to columns of loss.csv."""
 
     csv: Text | None = Field(None, min_length=1, description="a CSV file with a header")
-    jsonl: Text | None = Field(None, min_length=1, description="a file with a JSON object per line")
+    jsonl: Text | None = Field(None, min_length=1, description="a file with one JSON object per line")
     tensorboard: Text | None = Field(None, min_length=1, description="a folder with event files, at any depth")
-    wandb: Text | None = Field(None, min_length=1, description="a folder with runs of W&B's offline mode, at any depth")
+    wandb: Text | None = Field(None, min_length=1, description="a folder with W&B offline runs, at any depth")
     regex: Annotated[
         Annotated[list[Pattern], Field(min_length=1)] | None,
         BeforeValidator(lambda v: [v] if isinstance(v, str) else v),
         WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}),
-    ] = Field(None, description="patterns over its output, the columns as named groups: (?P<iter>\\d+)")
-    file: Text = Field("job.out", min_length=1, description="what the patterns are looked for in; job.out: its output")
+    ] = Field(None, description="patterns matched against the output, with columns as named groups: (?P<iter>\\d+)")
+    file: Text = Field("job.out", min_length=1, description="file that the patterns search; job.out: the output")
     columns: dict[str, Text] = Field({}, description="column of loss.csv -> its name in the source")
     steps: Annotated[int, Field(ge=1), BeforeValidator(whole_number)] | str | None = Field(
         None, description="steps of a run: {max_iters}, or a number"
@@ -132,13 +132,13 @@ class Metrics(Part):
 
     @property
     def source_columns(self) -> dict[str, str]:
-        """`columns`, and the compared column if it is not a usual one."""
+        """`columns`, plus the compared column if it is not a standard one."""
         extra = {self.compare: self.compare} if self.compare and self.compare not in command.METRIC_NAMES else {}
         return extra | self.columns
 
     @property
     def measure(self) -> Measure:
-        """What the runs are compared by."""
+        """The measure by which the runs are compared."""
         column = self.compare or COMMAND.column
         default = {"val_loss": COMMAND.name, "loss": "training loss"}.get(column, column)
         return Measure(column, self.name or default, self.unit, bool(self.higher_is_better))
@@ -148,7 +148,7 @@ class Metrics(Part):
 
     @property
     def path(self) -> str:
-        """The file that is read, as it is written."""
+        """The file that is read, as written."""
         return (
             self.csv
             or self.jsonl
@@ -168,18 +168,18 @@ def _as_flags(value: Any) -> Any:
 
 
 class CommandKeys(Part):
-    """The keys of an experiment whose runs are a command. Without `command`, none of the others means anything."""
+    """The keys of an experiment whose runs start a command. Without `command`, the other keys have no meaning."""
 
     command: Command | None = Field(None, description="what a run starts instead of our trainer")
-    resume_command: Command | None = Field(None, description="what goes on with a run that was interrupted")
+    resume_command: Command | None = Field(None, description="what continues an interrupted run")
     checkpoint: Text | None = Field(
-        None, min_length=1, description="a file; resume_command is used only once it is there"
+        None, min_length=1, description="a file; resume_command is used only once it exists"
     )
     flags: Annotated[Flags, BeforeValidator(_as_flags, json_schema_input_type=Style | Flags)] = Flags()
     env: dict[Annotated[str, AfterValidator(_variable)], Word] = {}
     workdir: Folder = Field(".", min_length=1, description="folder that the command runs in")
     on_signal: Literal["USR1", "USR2", "TERM", "INT", "none"] = Field(
-        "none", description="what the command saves its state on"
+        "none", description="signal on which the command saves its state"
     )
     metrics: Metrics | None = None
 

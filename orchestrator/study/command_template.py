@@ -1,4 +1,4 @@
-"""Placeholders of a command: fill the values of a run into its words. Pure; no value is read by a shell."""
+"""Placeholders of a command: fill a run's values into its words. Pure; no value is interpreted by a shell."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ablatrix.orchestrator.study.command_flags import HYDRA, Flags, flag_words
 from ablatrix.orchestrator.study.literals import FloatLiteral
 
 PLACES = ("run_dir", "study_dir", "run_id", "cell", "seed", "config_file", "python")  # known for every run
-FLAGS = "flags"  # {flags} is replaced by several words
+FLAGS = "flags"  # {flags} expands to several words
 _PLACEHOLDER = re.compile(r"\{\{|\}\}|\{([^{}]*)\}")
 _NAME = re.compile(r"[A-Za-z0-9_+~][\w.+~/@-]*")
 _OPERATORS = re.compile(r"&&|\|\|?|;|[0-9]*(>>?|<)(&[0-9])?|&|[0-9]*>&[0-9]")
@@ -22,11 +22,11 @@ _ESCAPED = re.compile(r"\\.", re.DOTALL)
 _QUOTED = re.compile(r"""'[^']*'|"(?:\\.|[^"\\])*"|\\.""", re.DOTALL)
 _LABELLED = re.compile(r"\bsrun\s(?:.*\s)?(?:--label|-l)(?:\s|$)", re.DOTALL)
 SHELLS = ("sh", "bash", "dash", "zsh", "ksh", "fish")
-LONGEST_WORD = 131_071  # bytes of one argument on Linux
+LONGEST_WORD = 131_071  # bytes in one argument on Linux
 
 
 def split(command: str) -> list[str]:
-    """Return a command line as words, as a shell splits it, without expansion. Raise ValueError."""
+    """Split a command line into words as a shell does, without expansion. Raise ValueError if it is malformed."""
     try:
         words = shlex.split(_QUOTED.sub(_join_lines, command))
     except ValueError as error:
@@ -42,14 +42,14 @@ def split(command: str) -> list[str]:
 
 
 def _join_lines(match: re.Match[str]) -> str:
-    """Join lines at a backslash, except in single quotes."""
+    """Join lines that end in a backslash, except inside single quotes."""
     if match[0] == "\\\n":
         return " "
     return _ESCAPED.sub(lambda e: "" if e[0] == "\\\n" else e[0], match[0]) if match[0][0] == '"' else match[0]
 
 
 def placeholders(word: str) -> list[str]:
-    """Return the placeholders of a word, in order. Raise ValueError for other braces."""
+    """Return the placeholders in a word, in order. Raise ValueError for any other braces."""
     found = [match[1] for match in _PLACEHOLDER.finditer(word) if match[1] is not None]
     for name in found:
         if not _NAME.fullmatch(name):
@@ -60,7 +60,7 @@ def placeholders(word: str) -> list[str]:
 
 
 def valid_placeholders(word: str) -> list[str]:
-    """Return the placeholders of a word, none if it has other braces."""
+    """Return the placeholders in a word, none if it contains any other braces."""
     try:
         return placeholders(word)
     except ValueError:
@@ -68,7 +68,7 @@ def valid_placeholders(word: str) -> list[str]:
 
 
 def fill(word: str, values: Mapping[str, str]) -> str:
-    """Return the word with its placeholders replaced, each once: braces in a value stay."""
+    """Return the word with each placeholder replaced once: braces in values are kept."""
     return _PLACEHOLDER.sub(lambda match: match[0][0] if match[1] is None else values[match[1]], word)
 
 
@@ -81,8 +81,8 @@ def render(
 ) -> list[str]:
     """Return the words of a run: placeholders filled, `{flags}` replaced by the settings without a placeholder.
 
-    values: every placeholder's, as text. settings: the experiment's, with their types. passed: settings that reach
-    the command in another way.
+    values: of every placeholder, as strings. settings: of the experiment, with their types. passed: settings that reach
+    the command some other way.
     """
     named = {name for word in words for name in placeholders(word)} | set(passed)
     rest = {key: value for key, value in settings.items() if key not in named}
@@ -96,7 +96,7 @@ def render(
 
 
 def _fill_override(word: str, values: Mapping[str, str], settings: Mapping[str, Any]) -> str:
-    """Return the word filled; the value of a Hydra override is quoted for Hydra's grammar."""
+    """Fill the word; the value of a Hydra override is quoted for Hydra's grammar."""
     parts = hydra_overrides.split(word)
     if parts is None or not placeholders(parts[1]) or placeholders(parts[0]):
         return fill(word, values)
@@ -109,7 +109,7 @@ def _fill_override(word: str, values: Mapping[str, str], settings: Mapping[str, 
 
 
 def decisive(value: Any) -> Any:
-    """Return the value as it decides a result: 1e-3 is 0.001, but 007 and 1.10 may be names."""
+    """Return the value in the form that affects results: 1e-3 is 0.001, but 007 and 1.10 may be names."""
     if isinstance(value, list):
         return [decisive(item) for item in value]
     return float(value) if isinstance(value, FloatLiteral) and "e" in value.spelling.lower() else value
@@ -120,11 +120,11 @@ def are_labelled(command: Sequence[str]) -> bool:
     return bool(_LABELLED.search(" ".join(command)))
 
 
-# ---- what can be wrong
+# ---- problems
 
 
 def word_problems(words: Sequence[str]) -> Iterator[str]:
-    """Yield what is wrong with words that cannot be filled safely."""
+    """Yield the problems of words that cannot be filled safely."""
     for number, word in enumerate(words):
         try:
             found = placeholders(word)
@@ -143,7 +143,7 @@ def word_problems(words: Sequence[str]) -> Iterator[str]:
 
 
 def _is_script(words: Sequence[str], number: int) -> bool:
-    """True if `bash -c` reads the word."""
+    """True if `bash -c` interprets the word."""
     before = words[number - 1] if number else ""
     if not re.fullmatch(r"-[a-z]*c", before):
         return False

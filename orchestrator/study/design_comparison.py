@@ -1,4 +1,4 @@
-"""What other designs of the same features would cost and show: runs, standard error of a feature's effect, hours."""
+"""What alternative designs of the same features would cost and show: runs, standard error of an effect, hours."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from ablatrix.orchestrator.study import screening
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-MOST_CELLS = 1024  # of a design that is worth a row
+MOST_CELLS = 1024  # in a design that is worth a row
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A design with the seeds of the study. error: standard error of a feature's effect by the noise of a run.
+    """A design with the study's number of seeds. error: standard error of an effect, in units of a run's noise.
 
-    equal_seeds: how many its cells get for the runs of the study; equal_error: the standard error with these, None
-    below 2. hours: those of all its runs, None if unknown.
+    equal_seeds: seeds per cell if the design has as many runs as the study; equal_error: standard error with that many
+    seeds, None below 2. hours: of all its runs, None if unknown.
     """
 
     design: str
@@ -33,10 +33,10 @@ class Choice:
 
 
 def compare_designs(levels: Sequence[int], seeds: int, runs: int, hours_per_run: float | None) -> list[Choice]:
-    """Return the designs that the features allow. levels: of each feature, without off; runs: the study's."""
+    """Return the designs that the features allow. levels: of each feature, without off; runs: of the study."""
     found = []
     for design, cells, per_level, shows in _designs(levels):
-        # an effect is a difference of two means, each of this many cells
+        # an effect is the difference of two means over this many cells each
         error = math.sqrt(2 / (per_level * seeds))
         equal = runs // cells
         found.append(

@@ -1,4 +1,4 @@
-"""The designs of an experiment: which cells there are, and checks of what the file says about them."""
+"""The designs of an experiment: which cells it has, and checks of the keys that define them."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
 LONGEST_NAME = 80
 MOST_CELLS = 10_000
-MOST_COMBINATIONS = 100_000  # of a design, including those that `exclude` removes
-MOST_NAMES = 20  # of features in a message
-AA = "aa"  # the cell that is the baseline with other seeds
-AA_SHIFT = 10_000  # of its seeds: beyond those of the study, which may grow, and beyond tuning seeds
+MOST_COMBINATIONS = 100_000  # in a design, including those removed by `exclude`
+MOST_NAMES = 20  # feature names listed in a message
+AA = "aa"  # the cell that repeats the baseline with different seeds
+AA_SHIFT = 10_000  # shift of its seeds: beyond the study's seeds, which may grow, and beyond tuning seeds
 
 Labels = tuple[str, ...]  # features that are on: ("swiglu",) or ("lr.high", "rope"), in the file's order
 Groups = Sequence[Sequence[str]]  # the labels of each feature's levels
@@ -34,14 +34,14 @@ Groups = Sequence[Sequence[str]]  # the labels of each feature's levels
 
 @dataclass(frozen=True)
 class Cell:
-    """A set of features that are on. seed_shift: what is added to the seeds that it is trained with."""
+    """A set of features that are on. seed_shift: added to the seeds with which it is trained."""
 
     name: str
     features: Labels
     seed_shift: int = 0
 
 
-# ---- designs: each yields (name, features) of its cells
+# ---- designs: each yields (name, features) for its cells
 
 
 def _baseline(groups: Groups, number: int | None) -> Iterator[tuple[str, Labels]]:
@@ -65,7 +65,7 @@ def _leave_one_out(groups: Groups, number: int | None) -> Iterator[tuple[str, La
 
 
 def _factorial(groups: Groups, number: int | None) -> Iterator[tuple[str, Labels]]:
-    """Each combination of at most `number` features at each of their levels; small sets first."""
+    """Yield each combination of at most `number` features at each of their levels; small sets first."""
     for size in range(min(number or len(groups), len(groups)) + 1):
         for chosen in itertools.combinations(groups, size):
             for features in itertools.product(*chosen):
@@ -79,12 +79,12 @@ def _screened(groups: Groups, screen: screening.Screen) -> Iterator[tuple[str, L
 
 
 def _fractional(groups: Groups, number: int | None) -> Iterator[tuple[str, Labels]]:
-    """A fraction of all combinations, of resolution `number` or more."""
+    """Yield a fraction of all combinations, of resolution `number` or higher."""
     yield from _screened(groups, _screen("fractional", number, len(groups)))
 
 
 def _plackett_burman(groups: Groups, number: int | None) -> Iterator[tuple[str, Labels]]:
-    """A Plackett-Burman design of `number` cells."""
+    """Yield a Plackett-Burman design of `number` cells."""
     yield from _screened(groups, _screen("plackett_burman", number, len(groups)))
 
 
@@ -94,7 +94,7 @@ def is_aa(cell: str, features: Sequence[str]) -> bool:
 
 
 def _aa(groups: Groups, number: int | None) -> Iterator[tuple[str, Labels]]:
-    """The baseline with other seeds."""
+    """Yield the baseline with different seeds."""
     yield AA, ()
 
 
@@ -120,7 +120,7 @@ NUMBERS = {"fractional": tuple(screening.RESOLUTIONS), "plackett_burman": tuple(
 
 
 def expand_cells(loaded: Loaded) -> list[Cell]:
-    """Return the cells, in order; a set of features that two designs share has its first name. Raise ConfigError."""
+    """Return the cells, in order; a set of features in two designs gets its first name. Raise ConfigError."""
     experiment, where = loaded.experiment, f"{loaded.at('design')}design: "
     groups = [[level.label for level in group] for group in experiment.levels()]
     excluded = [frozenset(combination) for combination in experiment.exclude]
@@ -143,7 +143,7 @@ def expand_cells(loaded: Loaded) -> list[Cell]:
 
 
 def _aa_cells(loaded: Loaded, has_baseline: bool) -> list[Cell]:
-    """Return the cell that repeats the baseline with other seeds, [] without `aa`. Raise ConfigError."""
+    """Return the cell that repeats the baseline with different seeds, [] without `aa`. Raise ConfigError."""
     experiment, where = loaded.experiment, f"{loaded.at('design')}design: aa "
     if AA not in experiment.design:
         return []
@@ -162,7 +162,7 @@ def _designed(design: Iterable[Any], groups: Groups) -> Iterator[tuple[str, Labe
 
 
 def _parsed(item: Any) -> tuple[str, int | None]:
-    """Return the word of an entry of `design` and its number."""
+    """Return the word of an entry in `design` and its number."""
     return next(iter(item.items())) if isinstance(item, dict) else (item, None)
 
 
@@ -181,7 +181,7 @@ def _screen(word: str, number: int | None, features: int) -> screening.Screen:
 
 
 def count_main_effects(experiment: Experiment) -> int:
-    """Return how many main effects the report tests in place of single cells, 0 if the design is read by cells."""
+    """Return how many main effects the report tests instead of single cells, 0 if it compares cells."""
     features = len(experiment.features)
     if features < 3 or len(experiment.all_levels()) > features:
         return 0
@@ -216,7 +216,7 @@ def design_problems(loaded: Loaded) -> Iterator[str]:
 
 
 def _looks_problem(experiment: Experiment) -> str:
-    """Return what is wrong with planned looks, '' for nothing, or seeds without looks."""
+    """Return what is wrong with the planned looks, '' if nothing is or there are none."""
     if not isinstance(experiment.seeds, AdaptiveSeeds):
         return ""
     if whole := [word for word in map(_word, experiment.design) if word in ("factorial", *SCREENS)]:
@@ -244,18 +244,18 @@ def _words(loaded: Loaded) -> Iterator[str]:
 
 
 def _word(item: Any) -> Any:
-    """Return the word of an entry of `design` that may be wrong; an entry of another form as it is."""
+    """Return the word of an unchecked entry in `design`; an entry in any other form is returned unchanged."""
     return next(iter(item)) if isinstance(item, dict) and len(item) == 1 else item
 
 
 def _spelled(item: Any) -> str:
-    """Return an entry of `design` as it is written."""
+    """Return an entry in `design` as written."""
     word, number = _parsed(item)
     return f"{{{word}: {spell(number)}}}" if isinstance(item, dict) else word
 
 
 def _number_fault(word: str, number: Any) -> str:
-    """Return what is wrong with the number of a design, '' if it is right."""
+    """Return what is wrong with the number of a design, '' if nothing is."""
     whole = isinstance(number, int) and not isinstance(number, bool)
     if word == "factorial":
         return "" if whole and number >= 1 else "the most features that are on must be 1 or more"
@@ -267,7 +267,7 @@ def _number_fault(word: str, number: Any) -> str:
 
 
 def _screen_faults(loaded: Loaded, item: Any) -> Iterator[str]:
-    """Yield why a screening design does not fit the features."""
+    """Yield the reasons why a screening design does not fit the features."""
     groups = loaded.experiment.levels()
     for group in groups:
         if len(group) > 1:
@@ -285,7 +285,7 @@ def _screen_faults(loaded: Loaded, item: Any) -> Iterator[str]:
 
 
 def _instead(features: int, word: str, number: int | None) -> str:
-    """Return which design takes so many features, as advice."""
+    """Return advice on which design can take this many features."""
     if word == "plackett_burman" and features < 7:
         return "use {fractional: 3}, {fractional: 5} or factorial" if features < 5 else "use {plackett_burman: 12}"
     if word == "fractional" and features <= screening.MOST[4]:
@@ -295,7 +295,7 @@ def _instead(features: int, word: str, number: int | None) -> str:
 
 
 def _members(loaded: Loaded) -> Iterator[str]:
-    """Yield the features in `cells` and `exclude` that do not exist."""
+    """Yield problems with features in `cells` and `exclude` that do not exist."""
     experiment, known = loaded.experiment, _labels(loaded)
     listed = ", ".join(known[:MOST_NAMES]) + (f" and {len(known) - MOST_NAMES:,} more" if known[MOST_NAMES:] else "")
     groups: list[tuple[KeyPath, list[str]]] = [(("cells", name), m) for name, m in experiment.cells.items()]
@@ -321,7 +321,7 @@ def _names(loaded: Loaded) -> Iterator[str]:
 
 
 def _tuned(loaded: Loaded) -> Iterator[str]:
-    """Yield what keeps the setting under `tune` from being varied in every cell."""
+    """Yield the reasons why the setting under `tune` cannot be varied in every cell."""
     experiment, tune = loaded.experiment, loaded.experiment.tune
     if tune is None:
         return
@@ -343,7 +343,7 @@ def _labels(loaded: Loaded) -> list[str]:
 
 
 def _differing_in_case(names: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """Yield names that are the same on file systems that ignore case."""
+    """Yield pairs of names that are the same on file systems that ignore case."""
     first: dict[str, str] = {}
     for name in dict.fromkeys(names):
         other = first.setdefault(name.casefold(), name)

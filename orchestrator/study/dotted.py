@@ -36,9 +36,9 @@ def nest(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def override(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:
-    """Return flat settings with those of `high` over them.
+    """Return the flat settings of `low` overridden by those of `high`.
 
-    `opt: null` removes the whole section `opt.*`, a section replaces a `null` or `{}` below it, and an empty section
+    `opt: null` removes the whole section `opt.*`, a section replaces a `null` or `{}` in `low`, and an empty section
     changes nothing.
     """
     removed = tuple(f"{key}." for key, value in high.items() if value is None)

@@ -1,4 +1,4 @@
-"""Settings of Ablatrix in environment variables."""
+"""Settings of Ablatrix from environment variables."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ablatrix.trainer.rundir.errors import UserError
 
 
 def seconds(name: str, otherwise: float) -> float:
-    """Return a time, `otherwise` if the variable is not set. Raise UserError unless it is a number of 0 or more."""
+    """Return a time from a variable, `otherwise` if it is not set. Raise UserError unless it is a number >= 0."""
     text = os.environ.get(name)
     if text is None:
         return otherwise

@@ -1,4 +1,4 @@
-"""The schema of an experiment file (pydantic), and the experiment that was loaded from one."""
+"""The schema of an experiment file (pydantic), and a loaded experiment."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,79}")
 MOST_SEEDS = 10_000
-SEEDS = r"^\s*[0-9]+[0-9,\s-]*$"  # what an editor accepts as seeds in a text
+SEEDS = r"^\s*[0-9]+[0-9,\s-]*$"  # what an editor accepts as seeds in a string
 EXAMPLES = {
     "features": "features: {swiglu: {model.swiglu: true}}",
     "cells": "cells: {modern: [swiglu, rope]}",
@@ -54,7 +54,7 @@ SECTIONS = ("base", "features", "cells", "scale", "slurm", "experiment_info", "e
 
 
 def safe_name(name: str) -> str:
-    """Return a name that can be a folder and a word of a job script. Raise ValueError for any other."""
+    """Return a name that is safe as a folder and in a job script. Raise ValueError for any other."""
     if not NAME.fullmatch(name):
         raise ValueError("a name has letters, digits and . _ + - only, starts with a letter or digit, at most 80 long")
     return name
@@ -64,7 +64,7 @@ SafeName = Annotated[Text, AfterValidator(safe_name)]
 
 
 def usable_path(path: str) -> str:
-    """Return a folder's path, expanded. Raise ValueError for control characters, and for what looks like an option."""
+    """Return a folder's path, expanded. Raise ValueError if it has control characters or looks like an option."""
     path = expand_path(path)
     if not path.isprintable():
         raise ValueError("a path cannot have control characters")
@@ -74,7 +74,7 @@ def usable_path(path: str) -> str:
 
 
 def parse_seeds(value: Any) -> Any:
-    """Return `1-5` and `1, 2, 3` as a list of numbers; anything else as it is."""
+    """Return `1-5` and `1, 2, 3` as a list of numbers; anything else unchanged."""
     if isinstance(value, list):
         parts = [whole_number(part) if isinstance(part, list) else parse_seeds(part) for part in value]
         return [seed for part in parts for seed in (part if isinstance(part, list) else [part])]
@@ -105,7 +105,7 @@ class Strict(BaseModel):
 
 
 class ExperimentInfo(InfoConfig):
-    """What the experiment is about, for people: goes into every run's log and into the report."""
+    """What the experiment is about, for human readers: included in every run's log and in the report."""
 
     @field_validator("*", mode="before")
     @classmethod
@@ -114,7 +114,7 @@ class ExperimentInfo(InfoConfig):
 
 
 class Goal(Strict):
-    """What the study is to show; without `seeds` it chooses them."""
+    """What the study should show; if `seeds` is missing, the goal determines them."""
 
     effect: float = Field(gt=0, description="smallest effect of interest, in the unit of the measure")
     power: float = Field(0.8, gt=0.05, lt=1, description="probability that an effect of this size is shown")
@@ -125,14 +125,16 @@ class Experiment(CommandKeys, Strict):
 
     name: SafeName
     experiment_info: ExperimentInfo = ExperimentInfo()
-    base: Any = {}  # checked key by key, for better messages: Overrides
+    base: Any = {}  # checked key by key, for better messages; Overrides once checked
     features: dict[SafeName, Any] = {}
     design: list[Any] = ["baseline", "one_at_a_time", "all_on"]
     cells: dict[SafeName, list[Text]] = {}
-    exclude: list[list[Text]] = Field([], description="feature combinations that are left out")
+    exclude: list[list[Text]] = Field([], description="feature combinations to leave out")
     scale: Scale | None = Field(None, description="sizes at which every cell is trained, with its own baseline")
     seeds: Seeds = Field([1], description="a list, a range such as 1-5, n for 1..n, or planned looks")
-    goal: Goal | None = Field(None, description="the effect to be shown and its power; without `seeds` it chooses them")
+    goal: Goal | None = Field(
+        None, description="the effect to show and its power; sets the seeds if `seeds` is missing"
+    )
     tune: TuneField = Field(
         None, description="a setting and its values: each cell is compared at its best one; `seeds` of these runs"
     )
@@ -142,34 +144,34 @@ class Experiment(CommandKeys, Strict):
     margin: float | None = Field(
         None, gt=0, description="effect on the final value below which a feature does not matter, decided beforehand"
     )
-    budget: float | None = Field(None, gt=0, description="GPU-hours that submit may not pass without --over-budget")
+    budget: float | None = Field(None, gt=0, description="GPU-hours that submit may not exceed without --over-budget")
     launcher: Literal["auto", "local", "submitit", "sbatch"] = "auto"
     slurm: SlurmSettings = Field(default_factory=SlurmSettings)
-    export: list[Exported] = Field([], description="variables of your shell that jobs get besides the usual ones")
-    notify: Notify | None = Field(None, description="where a message goes when the study ends")
+    export: list[Exported] = Field([], description="extra variables of your shell to pass to jobs")
+    notify: Notify | None = Field(None, description="where to send a message when the study ends")
     not_secret: list[Text] = Field([], description="names of settings that only look like secrets")
     output: Annotated[Text, AfterValidator(usable_path)] = Field("out", min_length=1)
 
     @property
     def seed_list(self) -> list[int]:
-        """The seeds; with planned looks those of the last one."""
+        """The seeds; with planned looks, those of the last look."""
         if isinstance(self.seeds, list):
             return self.seeds
         return list(range(1, (self.seeds if isinstance(self.seeds, int) else self.seeds.resolved().seeds[-1]) + 1))
 
     @property
     def looks(self) -> Looks | None:
-        """The planned looks, None for seeds that all run at once."""
+        """The planned looks, None if all seeds run at once."""
         return self.seeds.resolved() if isinstance(self.seeds, AdaptiveSeeds) else None
 
     @property
     def sizes(self) -> list[Size]:
-        """The sizes of the scale axis; one without a name if there is none."""
+        """The sizes of the scale axis; without an axis, one size without a name."""
         return self.scale.sizes() if self.scale else [Size()]
 
     @property
     def seeds_follow_goal(self) -> bool:
-        """True if the goal chooses the seeds."""
+        """True if the goal determines the seeds."""
         return self.goal is not None and "seeds" not in self.model_fields_set
 
     @property
@@ -200,9 +202,9 @@ TOP_LEVEL = ("extends", "vars", CONFIGS, *Experiment.model_fields)
 
 @dataclass(frozen=True)
 class Loaded:
-    """An experiment, the positions of its keys, and the settings that --set overrides.
+    """An experiment, the positions of its keys, and the settings overridden by --set.
 
-    files: the experiment file and those that it extends.
+    files: the experiment file and the files it extends.
     """
 
     experiment: Experiment
@@ -217,6 +219,6 @@ class Loaded:
         return str(self.source)
 
     def at(self, *path: str) -> str:
-        """Return `file:line: ` of a key, the prefix of a message."""
+        """Return `file:line: ` for a key, to prefix a message."""
         position = self.tree.position(path)
         return f"{position}: " if position else f"{self.file}: "

@@ -1,8 +1,8 @@
 """The variables of the submitting shell that reach a job: an allow-list, the same for every launcher.
 
-With `sbatch --export=NAMES` Slurm passes these, but also loads the environment of a login on the job's node with
-all that `~/.bashrc` exports, and a script that is submitted by hand may be passed --export=ALL. So a job script first
-unsets what is not on the list. What its setup lines (`module load`) set afterwards stays.
+With `sbatch --export=NAMES`, Slurm passes these, but also loads a login environment on the job's node, including all
+that `~/.bashrc` exports, and a script submitted by hand may get --export=ALL. A job script therefore first unsets
+everything not on the list. What its setup lines (`module load`) set afterwards is kept.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from fnmatch import fnmatchcase
 
 from ablatrix.orchestrator.study import secrets
 
-# No proxies, package indexes or HF_ENDPOINT: their addresses may have passwords, and jobs have no network
+# No proxies, package indexes or HF_ENDPOINT: their URLs may contain passwords, and jobs have no network
 ALLOWED = (
     *("PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LANGUAGE", "LC_*", "TZ", "TERM", "COLUMNS"),
     *("LD_LIBRARY_PATH", "LD_PRELOAD", "LIBRARY_PATH", "CPATH", "MANPATH", "XDG_CACHE_HOME", "XDG_CONFIG_HOME"),
@@ -52,15 +52,15 @@ OF_THE_NODE = (
     *("SLURM*", "PMI*", "OMPI_*", "PRTE_*", "GPU_DEVICE_ORDINAL", "ZE_AFFINITY_MASK", "KRB5CCNAME", "ENVIRONMENT"),
     *("TMPDIR", "TMP", "TEMP", "XDG_RUNTIME_DIR", "HOSTNAME", "PWD", "OLDPWD", "SHLVL", "_"),
 )
-# With them in the job, each srun would pass this list again, without what setup lines have set
+# If these were set in the job, each srun would pass this list again, without what the setup lines have set
 _NOT_KEPT = ("SLURM_EXPORT_ENV", "SLURM_GET_USER_ENV")
-_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(?:%%)?")  # permitted in sbatch's list; %%: of a function
-_KEYWORDS = ("ALL", "NONE", "NIL")  # of --export, not names
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(?:%%)?")  # allowed in sbatch's list; %%: exported function
+_KEYWORDS = ("ALL", "NONE", "NIL")  # keywords of --export, not names
 _PATTERN = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\*?")
 
 
 def checked(entry: str) -> str:
-    """Return an entry of `export:`, a name or a prefix and `*`. Raise ValueError for any other text."""
+    """Return an entry of `export:`, a name or a prefix with `*`. Raise ValueError for anything else."""
     if not _PATTERN.fullmatch(entry):
         raise ValueError("must be the name of a variable of your shell, or its beginning and a star (`MYLAB_*`)")
     if entry.upper() in _KEYWORDS or entry.startswith(("SLURM_", "SBATCH_", "SRUN_")):
@@ -88,7 +88,7 @@ def unset(named: Iterable[str], environ: Mapping[str, str] = os.environ) -> list
 
 
 def option(named: Iterable[str] = ()) -> str:
-    """Return the value of sbatch's --export. Never empty, which would mean ALL."""
+    """Return the value for sbatch's --export; never empty, as that would mean ALL."""
     return ",".join(names(named)) or "NONE"
 
 
@@ -102,7 +102,7 @@ def wall(named: Iterable[str] = ()) -> list[str]:
         *_case(named, ";;"),
         *_case((*_NOT_KEPT, *_SECRETS), 'unset "$name" 2>/dev/null || true ;;'),
         *_case(kept, ";;"),
-        '  *) unset "$name" 2>/dev/null || true ;;',  # true: a read-only one
+        '  *) unset "$name" 2>/dev/null || true ;;',  # true: for read-only variables
         "  esac",
         "done",
     ]
@@ -134,7 +134,7 @@ def _case(patterns: Iterable[str], action: str) -> list[str]:
 
 
 def is_allowed(name: str, value: str = "") -> bool:
-    """True if the variable is on the list, and not a secret that a pattern such as NVIDIA_* matches."""
+    """True if the variable is on the list and is not a secret matched by a pattern such as NVIDIA_*."""
     if name in ALLOWED:
         return True
     return _matches(name, ALLOWED) and not secrets.is_secret_name(name) and not secrets.find_form(value, name)

@@ -16,7 +16,7 @@ from ablatrix.trainer.config.suggestions import nearest
 from ablatrix.trainer.rundir.errors import ConfigError, UserError
 
 CONFIGS = "configs"
-PRIVATE = "x-"  # prefix of top-level keys that only hold anchors
+PRIVATE = "x-"  # prefix of top-level keys that only contain anchors
 
 Overrides = dict[str, Any]  # dotted key -> value
 
@@ -24,7 +24,7 @@ Overrides = dict[str, Any]  # dotted key -> value
 class Reader:
     """Reads the files of one experiment, each once.
 
-    variables: `vars` of the command line, which may choose what is extended.
+    variables: `vars` from the command line, which may select what is extended.
     """
 
     def __init__(self, variables: dict[str, Any]) -> None:
@@ -34,11 +34,11 @@ class Reader:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """The files that were read."""
+        """The files that have been read."""
         return tuple(self._files)
 
     def file(self, path: Path) -> Tree:
-        """Return a file as it is written. Raise UserError or ConfigError."""
+        """Return a file as written. Raise UserError or ConfigError."""
         if path not in self._files:
             tree = yaml_tree.load(path)
             secrets.refuse_secrets(tree)
@@ -71,7 +71,7 @@ class Reader:
         return self._merged[identity]
 
     def _parents(self, below: Tree, own: Tree, path: Path, configs: list[str]) -> list[Source]:
-        """Return what `extends` names, in its order. Raise UserError."""
+        """Return the sources listed under `extends`, in order. Raise UserError."""
         variables = Variables({**vars_of(below), **vars_of(own), **self._variables})
         value = own.data.get("extends")
         names = value if isinstance(value, list) else [value] if value is not None else []
@@ -121,9 +121,9 @@ def configs_of(whole: Tree) -> list[str]:
 
 
 def _config(whole: Tree, configs: list[str], source: Source, study: Any) -> Tree:
-    """Return what a config itself says. Raise UserError if it does not exist.
+    """Return the config's own content. Raise UserError if it does not exist.
 
-    study: the name at the top of the file. Each config is a study: without a name it is called <study>-<config>.
+    study: the name at the top of the file. Each config is a study: without a name, it is called <study>-<config>.
     """
     _refuse_unknown(source, configs)
     name = str(source.config)
@@ -146,9 +146,9 @@ def _without_private(tree: Tree, *names: str) -> Tree:
 
 
 def flatten_settings(tree: Tree) -> Tree:
-    """Return a copy of the tree with dotted keys in base and features, so that both spellings merge alike.
+    """Return a copy of the tree with dotted keys in base and features, so that both spellings merge the same way.
 
-    Raise ConfigError for a setting that is given in both.
+    Raise ConfigError for a setting given in both spellings.
     """
     tree, problems = Tree(copy.deepcopy(tree.data), dict(tree.where)), []
     for path, block in settings_blocks(tree.data):
@@ -169,7 +169,7 @@ def flatten_settings(tree: Tree) -> Tree:
 
 
 def _merge(below: Tree, above: Tree) -> Tree:
-    """Deep-merge mappings; `above` wins, and replaces lists and scalars whole."""
+    """Deep-merge mappings; `above` wins and replaces lists and scalars entirely."""
     blocks = {path for path, _ in settings_blocks(below.data)} & {path for path, _ in settings_blocks(above.data)}
 
     def merge(low: Any, high: Any, path: KeyPath) -> Any:
@@ -188,7 +188,7 @@ def _merge(below: Tree, above: Tree) -> Tree:
 
 
 def _merge_settings(low: Overrides, high: Overrides) -> Overrides:
-    """Return the settings of `high` over those of `low`, without each `section: null` that removed a section."""
+    """Return the settings of `low` overridden by `high`, dropping each `section: null` that removed a section."""
     sections = {parent for key in low for parent in dotted.parents(key)}
     merged = dotted.override(low, high)
     return {key: value for key, value in merged.items() if not (key in high and value is None and key in sections)}

@@ -1,4 +1,4 @@
-"""Check settings where they are written, and convert numbers to the texts and whole numbers that fields expect."""
+"""Check settings where they are written, and convert numbers to the strings and integers that fields expect."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ FIXED = {
 _SCALARS = (str, int, float, bool)
 
 
-# ---- numbers as texts and whole numbers
+# ---- numbers as strings and integers
 
 
 def convert_setting(key: str, value: Any) -> Any:
-    """Return a setting of our trainer as the type that its field expects."""
+    """Convert a setting of our trainer to the type that its field expects."""
     field = field_errors.field_at(RunConfig, tuple(key.split(".")))
     return _convert(value, _kinds(field)) if field else value
 
@@ -50,7 +50,7 @@ def _convert(value: Any, kinds: set[type]) -> Any:
 
 
 def _kinds(field: FieldInfo) -> set[type]:
-    """Return the scalar types that a field takes, in lists too."""
+    """Return the scalar types that a field accepts, including inside lists."""
     found: set[Any] = set()
     left: list[Any] = [field.annotation]
     while left:
@@ -60,11 +60,11 @@ def _kinds(field: FieldInfo) -> set[type]:
     return found
 
 
-# ---- what is wrong
+# ---- problems
 
 
 def settings_problems(data: dict[str, Any], tree: Tree) -> list[str]:
-    """Return what is wrong with the names of our trainer's settings. Their values are converted."""
+    """Return what is wrong with the names of our trainer's settings; convert their values in place."""
     for _, settings in settings_blocks(data):
         if isinstance(settings, dict):
             for section in [key for key in settings if key in RunConfig.model_fields and settings[key] in (None, {})]:
@@ -74,9 +74,9 @@ def settings_problems(data: dict[str, Any], tree: Tree) -> list[str]:
 
 
 def value_problems(data: dict[str, Any], tree: Tree, forced: Collection[str]) -> list[str]:
-    """Return what is wrong with each value of our trainer's settings by itself.
+    """Return what is wrong with each value of our trainer's settings on its own.
 
-    forced: settings of `--set`, which replace these values.
+    forced: settings from `--set`, which replace these values.
     """
     return block_problems(
         data, tree, "model.swiglu: true", lambda key, value: "" if key in forced else value_problem(key, value)
@@ -92,7 +92,7 @@ def block_problems(data: dict[str, Any], tree: Tree, example: str, problem_of: C
     for path, settings in settings_blocks(data):
         name, where = ".".join(path), f"{tree.position(path)}: {'.'.join(path)}: "
         if path == ("scale",) and not isinstance(settings, dict):
-            continue  # a problem of its model
+            continue  # reported by its model
         if not isinstance(settings, dict):
             problems.append(f"{where}must be settings such as `{example}`, found {show(settings)}")
             continue
@@ -125,7 +125,7 @@ def _name_problem(known: dict[str, FieldInfo], key: str, value: Any) -> str:
 
 
 def value_problem(key: str, value: Any) -> str:
-    """Return what is wrong with the value of a setting by itself, '' if nothing is."""
+    """Return what is wrong with the value of a setting on its own, '' if nothing is."""
     section, _, name = key.partition(".")
     model = field_errors.model_at(RunConfig, (section,))
     if model is None or name not in model.model_fields or "${" in str(value):
@@ -150,7 +150,7 @@ def remove_malformed_levels(data: dict[str, Any], tree: Tree) -> list[str]:
         if not found or (alone and isinstance(body["levels"], dict) and body["levels"]):
             continue
         if data.get("command") is not None and not (alone and body["levels"] in (None, {})):
-            continue  # a setting of that name
+            continue  # a setting with that name
         path = ("features", name, found[0])
         wrong = f"found {show(body['levels'])}" if alone else "and nothing else beside them"
         problems.append(

@@ -1,4 +1,4 @@
-"""Find an experiment file: a path, or a name on ABLATRIX_PATH; `file.yaml#large` is a config in a file."""
+"""Find an experiment file: a path, or a name on ABLATRIX_PATH; `file.yaml#large` refers to a config in a file."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class Source:
 
 
 def find(text: str, beside: Path = Path()) -> Source | None:
-    """Return the file that `text` names, None if there is none.
+    """Return the file that `text` refers to, None if there is none.
 
-    A path from the folder `beside` comes first, then a name on ABLATRIX_PATH; the suffix may be left out.
+    A path relative to the folder `beside` takes precedence over a name on ABLATRIX_PATH; the suffix may be omitted.
     """
     return next((source for source in _candidates(text, beside) if _is_file(source.path)), None)
 
@@ -40,12 +40,12 @@ def _candidates(text: str, beside: Path) -> Iterator[Source]:
 
 
 def read_name(text: str) -> Source:
-    """Return the file and config that `text` names, whether or not the file exists."""
+    """Return the file and config that `text` refers to, whether or not the file exists."""
     return _readings(text)[-1]
 
 
 def _readings(text: str) -> list[Source]:
-    """Return the ways to read `text`: a file may have a `#` in its name, which comes first."""
+    """Return the ways to interpret `text`, first as the name of a file, which may contain a `#`."""
     name, hash_sign, config = text.rpartition("#")
     return [Source(Path(text)), *([Source(Path(name), config)] if hash_sign and name else [])]
 
@@ -57,7 +57,7 @@ def folders() -> list[Path]:
 
 
 def list_search_path() -> str:
-    """Return what ABLATRIX_PATH offers, for the message that a file does not exist; '' if it is not set."""
+    """Return the contents of ABLATRIX_PATH, for the message that a file does not exist; '' if it is not set."""
     offers = []
     for folder in folders():
         names = ", ".join(sorted(path.name for path in folder.glob("*.y*ml"))[:8]) or "no *.yaml"

@@ -1,4 +1,4 @@
-"""Before any hour is spent: which effects a study can show, and how many seeds its goal needs."""
+"""Forecast, before anything runs, which effects a study can show and how many seeds its goal needs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ablatrix.orchestrator.study.metric import Measure
     from ablatrix.orchestrator.study.run_config import Config
 
-FEWEST_SEEDS = 3  # that can decide between several cells
+FEWEST_SEEDS = 3  # with which several cells can be compared
 USUAL_POWER = 0.8
 # Standard deviation of the final held-out NLL between seeds: 7 cells x 3 seeds of experiments/quickstart.yaml, and the
 # modded-nanogpt optimizer track (0.7 B tokens, 30 recipes, 334 runs, residual of recipe + seed: 0.0011 to 0.0013)
@@ -28,7 +28,7 @@ MEASURED = ((0.5e6, 0.017), (124e6, 0.0012))
 
 @dataclass(frozen=True)
 class Noise:
-    """Residual standard deviation of cell + seed, and where it is from."""
+    """Residual standard deviation of cell + seed, and its source."""
 
     sigma: float
     source: str
@@ -36,10 +36,10 @@ class Noise:
 
 @dataclass(frozen=True)
 class Forecast:
-    """What a design can show. smallest: effect shown with `power`; needed: seeds for the goal, None: over 200.
+    """What a design can show. smallest: effect shown with `power`; needed: seeds for the goal, None if over 200.
 
-    cells: at each of `sizes` sizes, within which they are compared. main_effects: how many the report tests, 0 where it
-    compares cells with the baseline.
+    cells: per size, of which there are `sizes`; cells are compared within a size. main_effects: how many the report
+    tests, 0 if it compares cells with the baseline.
     """
 
     cells: int
@@ -50,15 +50,15 @@ class Forecast:
     smallest: float | None
     goal: Goal | None
     needed: int | None
-    hours_per_seed: float | None  # of one run of every cell
+    hours_per_seed: float | None  # for one run of every cell
     hours_unit: str
     sizes: int = 1
-    checks: int = 0  # cells that are not compared with the others: the A/A check
+    checks: int = 0  # cells that are not compared with the others (the A/A check)
     main_effects: int = 0
     looks: Looks | None = None
 
     def lines(self) -> list[str]:
-        """Return sentences for the terminal; [] for a single cell, which is compared with nothing."""
+        """Return sentences for the terminal; [] for a single cell, which has nothing to be compared with."""
         if self.cells < 2:
             return []
         unit, design = self.measure.short_unit, f"{self.cells} cells x {count(self.seeds, 'seed')}"
@@ -89,12 +89,12 @@ class Forecast:
 
     @property
     def every(self) -> int:
-        """Runs of a seed."""
+        """Number of runs per seed."""
         return (self.cells + self.checks) * self.sizes
 
     @property
     def hours(self) -> float | None:
-        """Hours of the design that the goal needs, None if unknown."""
+        """Hours of the design with the seeds that the goal needs, None if unknown."""
         return self.needed * self.hours_per_seed if self.needed and self.hours_per_seed else None
 
     def as_record(self) -> dict[str, Any]:
@@ -121,7 +121,7 @@ class Forecast:
 
 
 def _fewest(main_effects: int) -> int:
-    """Return the fewest seeds that can decide: main effects have the noise of many cells."""
+    """Return the fewest seeds that allow a decision; main effects estimate the noise from many cells."""
     return 2 if main_effects else FEWEST_SEEDS
 
 
@@ -130,7 +130,7 @@ def _rounded(value: float | None) -> float | None:
 
 
 def known_noise(experiment: Experiment, config: Config) -> Noise | None:
-    """Return the noise that the file gives, else what is usual for models of this size; None for another measure."""
+    """Return the noise given in the file, else a typical value for models of this size; None for any other measure."""
     if experiment.noise is not None:
         return Noise(experiment.noise, "`noise:` of the file")
     parameters = config.parameters
@@ -144,9 +144,9 @@ def known_noise(experiment: Experiment, config: Config) -> Noise | None:
 
 
 def choose_seeds(experiment: Experiment, config: Config, cells: int) -> list[int]:
-    """Return the seeds of the file, or as many as its goal needs if it gives none.
+    """Return the seeds in the file, or as many as its goal needs if there are none.
 
-    They depend on the file alone: a study does not grow because other results have come. config: the baseline's.
+    They depend only on the file: a study does not grow because of new results elsewhere. config: of the baseline.
     Raises ConfigError.
     """
     goal = experiment.goal
@@ -173,10 +173,10 @@ def forecast(
     hours: Mapping[str, float],
     hours_unit: str,
 ) -> Forecast:
-    """Return what runs of these cells with so many seeds can show.
+    """Return what runs of these cells with this many seeds can show.
 
-    config: the baseline's, at the smallest of the sizes; earlier: noise of results with the same baseline; hours:
-    cell -> those of one run.
+    config: of the baseline at the smallest size; earlier: noise of results with the same baseline; hours: cell -> hours
+    of one run.
     """
     sizes = len(experiment.sizes)
     checks = int(AA in experiment.design)

@@ -6,7 +6,7 @@ import json
 import re
 from typing import Any
 
-# Read as text: no number, keyword, quote, bracket or interpolation
+# Read as a string: no number, keyword, quote, bracket or interpolation
 _PLAIN = re.compile(r"(?!(?:true|false|null|inf|nan)\Z)[A-Za-z_/][A-Za-z0-9_/.@%+-]*", re.IGNORECASE)
 _DICT_KEY = re.compile(r"(?!(?:true|false|null|inf|nan)\Z)[A-Za-z_][A-Za-z0-9_-]*", re.IGNORECASE)
 _KEY = re.compile(r"(\+\+?|~)?[A-Za-z_][A-Za-z0-9_-]*([./][A-Za-z0-9_-]+)*(@[A-Za-z0-9_.:-]*)?")
@@ -27,7 +27,7 @@ def value(item: Any) -> str:
 
 
 def _quoted(text: str) -> str:
-    """Return the text in single quotes; a backslash is special only before a quote, or at the end."""
+    """Return the text in single quotes; a backslash is special only before a quote or at the end."""
     escaped = re.sub(r"(\\*)'", lambda match: match[1] * 2 + r"\'", text)
     return "'" + re.sub(r"\\+\Z", lambda match: match[0] * 2, escaped) + "'"
 
@@ -38,7 +38,7 @@ def override(key: str, item: Any) -> str:
 
 
 def is_writable(item: Any) -> bool:
-    """True unless the value has a mapping with keys that Hydra's grammar cannot quote."""
+    """True unless the value contains a mapping with keys that Hydra's grammar cannot quote."""
     if isinstance(item, list):
         return all(map(is_writable, item))
     if isinstance(item, dict):
@@ -47,7 +47,7 @@ def is_writable(item: Any) -> bool:
 
 
 def is_key(key: str) -> bool:
-    """True for the keys that Hydra can parse."""
+    """True if Hydra can parse the key."""
     return _KEY.fullmatch(key) is not None
 
 

@@ -42,13 +42,13 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "floor": math.floor,
     "sqrt": math.sqrt,
 }
-WORDS = (("command",), ("resume_command",))  # keys whose entries are texts
+WORDS = (("command",), ("resume_command",))  # keys whose entries are strings
 _PATTERN = re.compile(r"\$\{([^{}]*)\}")
 _LARGEST = 10**18
 
 
 class Variables:
-    """The `vars` of an experiment; they may use each other."""
+    """The `vars` of an experiment; they may refer to each other."""
 
     def __init__(self, values: Mapping[str, Any], environ: Mapping[str, str] = os.environ) -> None:
         self._raw = dict(values)
@@ -78,7 +78,7 @@ class Variables:
     def fill(self, value: Any) -> Any:
         """Return `value` with each `${...}` replaced; a string that is a single `${...}` takes the type of its value.
 
-        Raise UserError naming the expression that cannot be evaluated.
+        Raise UserError with the expression if it cannot be evaluated.
         """
         if isinstance(value, dict):
             return {key: self.fill(inner) for key, inner in value.items()}
@@ -94,7 +94,7 @@ class Variables:
         return _PATTERN.sub(lambda match: self._within_text(match[1].strip()), value)
 
     def _within_text(self, expression: str) -> str:
-        """Return what replaces `${...}` in a longer text: a variable as it is written, a result as YAML spells it."""
+        """Return the replacement of `${...}` in a longer string: a variable as written, a result as YAML spells it."""
         value = self._evaluate(expression)
         if expression.startswith("env:"):
             return self._from_environment(expression)[1]
@@ -124,7 +124,7 @@ class Variables:
             raise UserError(f"${{{expression}}}: {reason}") from None
 
     def _from_environment(self, expression: str) -> tuple[Any, str]:
-        """Return the value of `env:NAME,default`, and its text. If there is a default, an empty variable is unset."""
+        """Return the value of `env:NAME,default` and its text. With a default, an empty variable counts as unset."""
         name, comma, default = (part.strip() if part != "," else part for part in expression[4:].partition(","))
         if name in self._environ and (self._environ[name] or not comma):
             return yaml_tree.parse_or_text(self._environ[name]), self._environ[name]
@@ -167,15 +167,15 @@ class Variables:
 
 
 def vars_of(tree: Tree) -> dict[str, Any]:
-    """Return the `vars` of a tree as they are written."""
+    """Return the `vars` of a tree as written."""
     values = tree.get(("vars",))
     return values if isinstance(values, dict) else {}
 
 
 def fill_tree(tree: Tree, variables: Variables, problems: list[str]) -> dict[str, Any]:
-    """Return the tree's data with all `${...}` replaced; each expression that fails is added to `problems`.
+    """Return the tree's data with all `${...}` replaced; expressions that fail are added to `problems`.
 
-    Raise ConfigError if a value becomes a secret.
+    Raise ConfigError if a value turns out to be a secret.
     """
     escaped = secrets.escaped_names(tree.data)
     found: list[str] = []
@@ -198,7 +198,7 @@ def fill_tree(tree: Tree, variables: Variables, problems: list[str]) -> dict[str
 
 
 def refuse_foreign(expression: str) -> None:
-    """Raise UserError for references of OmegaConf, Hydra and bash, with what to write instead."""
+    """Raise UserError on OmegaConf, Hydra or bash syntax, saying what to write instead."""
     shown = f"${{{expression[:80]}}}"
     bash = re.fullmatch(r"(?:env:)?([A-Za-z_]\w*):[-=](.*)", expression)
     environment = re.fullmatch(r"(?:oc\.env:|oc\.decode:|env\.|ENV:|ENV\.|os\.environ\.)\s*(\w+)\s*(,.*)?", expression)

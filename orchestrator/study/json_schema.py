@@ -1,7 +1,7 @@
-"""The JSON schema of experiment files: completion, descriptions and misspelt keys in editors.
+"""The JSON schema of experiment files, for completion, descriptions and misspelled keys in editors.
 
-An editor with yaml-language-server (VS Code with its YAML extension, for instance) finds it by the first line of a
-file, `# yaml-language-server: $schema=schema.json`. It reads draft 7.
+Editors with yaml-language-server (such as VS Code with its YAML extension) find it through the first line of a file, `#
+yaml-language-server: $schema=schema.json`. They read draft 7.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ TEXTS = {
 
 
 def build() -> Schema:
-    """Return the schema. A number, switch or choice may also be a `${...}`; unknown keys are refused."""
+    """Return the schema. A number, switch or choice may also be a `${...}`; unknown keys are rejected."""
     run = RunConfig.model_json_schema()
     study = Experiment.model_json_schema()
     definitions = {name: _loosened(node) for name, node in (run["$defs"] | study["$defs"]).items()}
@@ -83,17 +83,17 @@ def build() -> Schema:
 
 
 def text() -> str:
-    """Return the schema as the content of a file."""
+    """Return the schema as file content."""
     return json.dumps(build(), indent=1) + "\n"
 
 
 def outdated(file: Path) -> Path | None:
-    """Return the schema that an experiment file names, if it is not what this version writes."""
+    """Return the schema file that an experiment file refers to, if it differs from what this version writes."""
     try:
         found = MODELINE.match(file.read_text(encoding="utf-8"))
         path = file.parent / found[1] if found else None
         return path if path and path.is_file() and path.read_text(encoding="utf-8") != text() else None
-    except (OSError, ValueError):  # only a hint
+    except (OSError, ValueError):  # the schema is only a hint
         return None
 
 
@@ -141,12 +141,12 @@ def _closed(properties: Schema) -> Schema:
 
 
 def _with_private(properties: Schema) -> Schema:
-    """Permit keys that begin with x-, which hold anchors."""
+    """Allow keys that begin with x-, which contain anchors."""
     return _closed(properties) | {"patternProperties": {f"^{PRIVATE}": {}}}
 
 
 def _by_trainer(study: Schema) -> Schema:
-    """Permit any settings for a command, and only our trainer's without one."""
+    """Allow any settings with a command, but only our trainer's without one."""
     ours = {name: study["properties"][name] for name in ("base", "features", "scale")}
     properties = study["properties"] | {name: _described({"type": "object"}, TEXTS[name]) for name in ours}
     choice = {"if": {"required": ["command"]}, "else": {"properties": ours}}
@@ -158,7 +158,7 @@ def _described(node: Schema, words: str | None) -> Schema:
 
 
 def _loosened(node: Any) -> Any:
-    """Return a schema of pydantic in draft 7, with `${...}` permitted where a word would not be."""
+    """Convert a pydantic schema to draft 7, and allow `${...}` where strings are not allowed."""
     if isinstance(node, list):
         return [_loosened(inner) for inner in node]
     if not isinstance(node, dict):
@@ -173,7 +173,7 @@ def _loosened(node: Any) -> Any:
     if "prefixItems" in loose:
         loose |= {"items": loose.pop("prefixItems"), "additionalItems": False}
     if loose.get("type") == "string" and not loose.keys() & {"enum", "const", "pattern"}:
-        loose["type"] = ["string", "number", "boolean"]  # converted to the text as it is written
+        loose["type"] = ["string", "number", "boolean"]  # converted to the string as written
     typed = loose.get("type") in ("integer", "number", "boolean", "array")
     if not typed and not loose.keys() & {"enum", "const", "pattern"}:
         return loose

@@ -1,4 +1,4 @@
-"""Features and their levels, and where an experiment file has settings."""
+"""Features and their levels, and the places in an experiment file that contain settings."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Level:
-    """A feature switched on: a plain feature has one level, one with `levels:` has several, of which one is on."""
+    """A feature at one level: a plain feature has one level, one with `levels:` has several, of which one is on."""
 
     label: str  # `rope`, or `lr.high` for a level
     path: KeyPath  # in the file
@@ -32,7 +32,7 @@ def split_levels(features: dict[str, Any]) -> list[list[Level]]:
 
 
 def settings_blocks(data: dict[str, Any]) -> list[tuple[KeyPath, Any]]:
-    """Return (path, settings) of base, of scale, and of each level of each feature."""
+    """Return (path, settings) for base, scale, and each level of each feature."""
     blocks: list[tuple[KeyPath, Any]] = [((key,), data[key]) for key in ("base", "scale") if key in data]
     features = data.get("features")
     if isinstance(features, dict):

@@ -1,7 +1,7 @@
 """Numbers and switches that keep their spelling in the experiment file, such as `1e-4`, `007` and `True`.
 
-YAML decides the type of an unquoted word before the field it belongs to is known. Where a text is expected, `007` and
-`1.10` are that text, and a command is passed numbers as they are written.
+YAML determines the type of an unquoted word before its field is known. Where a string is expected, `007` and `1.10` are
+strings, and a command receives numbers as they are written.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class FloatLiteral(float):
 
 
 class BoolLiteral(int):
-    """A switch spelled `True` or `TRUE`; a plain one once variables are filled in, see `settle_switches`."""
+    """A boolean spelled `True` or `TRUE`; becomes a plain bool once variables are filled in, see `settle_switches`."""
 
     spelling: str
 
@@ -29,7 +29,7 @@ class BoolLiteral(int):
 
 
 def keep_spelling(value: Any, text: str) -> Any:
-    """Return a number or switch with its spelling if it is not the usual one; any other value as it is."""
+    """Return a number or boolean that remembers its spelling, if unusual; any other value unchanged."""
     kinds: dict[type, type] = {int: IntLiteral, float: FloatLiteral, bool: BoolLiteral}
     if type(value) not in kinds or text == (str(value).lower() if isinstance(value, bool) else repr(value)):
         return value
@@ -39,14 +39,14 @@ def keep_spelling(value: Any, text: str) -> Any:
 
 
 def text_of(value: Any) -> str:
-    """Return a scalar as it is written in YAML."""
+    """Return a scalar as written in YAML."""
     if isinstance(value, bool):
         return str(value).lower()
     return value.spelling if isinstance(value, IntLiteral | FloatLiteral) else str(value)
 
 
 def settle_switches(value: Any, as_text: bool) -> Any:
-    """Return the value with each `True` or `TRUE` in it as a plain switch, or as text."""
+    """Return the value with each `True` or `TRUE` in it as a plain bool, or as a string."""
     if isinstance(value, dict):
         return {key: settle_switches(inner, as_text) for key, inner in value.items()}
     if isinstance(value, list):
@@ -57,12 +57,12 @@ def settle_switches(value: Any, as_text: bool) -> Any:
 
 
 def number_as_text(value: Any) -> Any:
-    """Return a number or a switch as text; any other value as it is."""
+    """Return a number or boolean as a string; any other value unchanged."""
     return text_of(value) if isinstance(value, bool | int | float) else value
 
 
 def whole_number(value: Any) -> Any:
-    """Return a float such as 1e5 as a whole number; any other value as it is."""
+    """Return a float such as 1e5 as an int; any other value unchanged."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 

@@ -37,10 +37,10 @@ if TYPE_CHECKING:
 
 
 def load_experiment(path: Path, sets: Iterable[str] = ()) -> Loaded:
-    """Return the experiment in a file. Raise ConfigError with every problem.
+    """Load the experiment in a file. Raise ConfigError with all problems.
 
     path: a file, `file.yaml#config`, or a name on ABLATRIX_PATH.
-    sets: `key=value` texts of the command line; they override everything.
+    sets: `key=value` overrides from the command line; they take precedence over everything else.
     """
     source = find_file.find(str(path)) or find_file.read_name(str(path))
     options = set_options.parse(sets)
@@ -59,7 +59,7 @@ def load_experiment(path: Path, sets: Iterable[str] = ()) -> Loaded:
 
 
 def _ask_for_config(source: Source) -> None:
-    """Raise UserError naming the configs of a file without a name that has some."""
+    """Raise UserError listing a file's configs if the file has configs but no name."""
     configs = extends.configs_of(yaml_tree.load(source.path))
     if configs:
         choices = ", ".join(f"{source.path}#{name}" for name in configs)
@@ -70,9 +70,9 @@ def _ask_for_config(source: Source) -> None:
 
 
 def _validate(data: dict[str, Any], tree: Tree, source: Source, forced: dict[str, Any], problems: list[str]) -> Loaded:
-    """Return the experiment. Raise ConfigError with these problems and all that are found."""
+    """Return the experiment. Raise ConfigError with `problems` and any found here."""
     unfilled = bool(problems)
-    empty = [key for key in SECTIONS if key in data and data[key] is None]  # all lines below are commented out
+    empty = [key for key in SECTIONS if key in data and data[key] is None]  # all its lines are commented out
     data = {key: value for key, value in data.items() if key not in ("extends", *empty)}
     problems += field_checks.remove_malformed_levels(data, tree)
     if data.get("command") is not None:
@@ -92,7 +92,7 @@ def _validate(data: dict[str, Any], tree: Tree, source: Source, forced: dict[str
         problems += scale_checks.problems(loaded)
         if all(isinstance(block, dict) for _, block in settings_blocks(data)):
             problems += command_checks.problems(loaded)
-    if problems:  # else the cells are checked next, and their values with them
+    if problems:  # otherwise the cells, including their values, are checked next
         values = field_checks.value_problems(data, tree, forced) if data.get("command") is None else []
         raise ConfigError(list(dict.fromkeys((*problems[:place], *values, *problems[place:]))))
     return loaded
@@ -111,7 +111,7 @@ def _explain(path: KeyPath, errors: list[Any], tree: Tree, file: str) -> str:
 
 
 def _suggest(path: KeyPath, value: Any) -> str:
-    """Return what to write instead of an unknown key, as the end of a sentence."""
+    """Return what to write instead of an unknown key, to end a sentence."""
     key = path[-1]
     model = field_errors.model_at(Experiment, path[:-1])
     known = list(model.model_fields) if model and model is not Experiment else list(TOP_LEVEL)
@@ -122,7 +122,7 @@ def _suggest(path: KeyPath, value: Any) -> str:
         return hint
     if len(path) > 1:
         return f"; keys: {', '.join(known)}"
-    # a mapping is meant as a section, anything else as a setting
+    # a mapping is probably a section, anything else a setting
     meant = list(RunConfig.model_fields) if isinstance(value, dict) else [name for name, _ in keys()]
     setting = nearest(key, [name for name in meant if not name.startswith("info.")])
     return setting.replace("did you mean ", "settings go under base: did you mean base.")

@@ -1,8 +1,8 @@
-"""Planned looks at a study: after how many seeds its cells are judged, and with which share of the error rate.
+"""Planned looks at a study: after how many seeds its cells are judged, and with what share of the error rate.
 
-A cell that is decided at a look stops, and without a margin a cell that will hardly be decided (futility); the others
-and the baseline go on to the next look. The error rates of the looks sum to at most 0.05, so that a false verdict at
-any of them has at most that probability (union bound). Stopping for futility only lowers it.
+A cell stops at a look if it is decided or, without a margin, if it is unlikely ever to be (futility); the other cells
+and the baseline continue to the next look. The error rates of the looks sum to at most 0.05, which bounds the
+probability of a false verdict at any look (union bound). Stopping for futility only lowers it.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ablatrix.trainer.rundir.console import count
 
-ALPHA = 0.05  # of all looks together
-FEWEST, MOST = 2, 10_000  # seeds of a look: one leaves no estimate of the noise
+ALPHA = 0.05  # all looks together
+FEWEST, MOST = 2, 10_000  # seeds at a look: a single one gives no estimate of the noise
 LADDER = (3, 5, 8, 12, 18, 27, 40, 60, 90)
 LEAST_STEP = 1.25  # between a rung of the ladder and the last look
 FUTILITY = 0.1  # 98% of the power of all seeds at 48 to 57% of their runs (`make science`)
-SHARES = {3: (0.01, 0.015, 0.025)}  # number of looks -> error rates, where they differ from those in 1 : 2 : 3 ...
+SHARES = {3: (0.01, 0.015, 0.025)}  # number of looks -> error rates, if not in the ratio 1 : 2 : 3 ...
 
 
 @dataclass(frozen=True)
 class Looks:
     """Seeds per cell at each look, increasing, and the error rate of each look.
 
-    futility: a cell stops when its probability to be decided by the last look is less; 0: never.
+    futility: a cell stops if its probability of being decided by the last look is lower; 0: never.
     """
 
     seeds: tuple[int, ...]
@@ -40,7 +40,7 @@ class Looks:
         return len(self.seeds)
 
     def of_seed(self, number: int) -> int:
-        """Return the first look (from 0) that a cell's seed belongs to; number: the seed's, from 1."""
+        """Return the first look (from 0) that includes a cell's seed. number: of the seed, from 1."""
         return next((i for i, most in enumerate(self.seeds) if number <= most), len(self.seeds) - 1)
 
     def describe(self, cells: int) -> str:
@@ -67,23 +67,23 @@ class AdaptiveSeeds(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     start: Number | None = Field(None, description="seeds of every cell at the first look")
-    up_to: Number | None = Field(None, description="seeds at the last look, of cells that no look before has decided")
+    up_to: Number | None = Field(None, description="seeds at the last look, for cells undecided until then")
     looks: list[Number] | None = Field(None, description="seeds at each look, instead of start and up_to")
     alpha: list[float] | None = Field(None, description="error rate of each look; together at most 0.05")
     futility: float = Field(
         FUTILITY,
         ge=0,
         lt=0.5,
-        description="without a margin, cells stop whose probability to be decided by the last look is less; 0: never",
+        description="without a margin, cells less likely than this to be decided by the last look stop; 0: never",
     )
 
     def resolved(self) -> Looks:
-        """Return the looks; they mean something where `problem` finds none."""
+        """Return the looks, valid only if `problem` is empty."""
         seeds = tuple(self.looks or spread(self.start or 0, self.up_to or 0))
         return Looks(seeds, tuple(self.alpha or error_rates(len(seeds))), self.futility)
 
     def problem(self) -> str:
-        """Return what is wrong, '' for nothing."""
+        """Return what is wrong, '' if nothing is."""
         ends = (self.start, self.up_to)
         if (self.looks is None) == (ends == (None, None)) or (self.looks is None and None in ends):
             return "give either start and up_to, such as {start: 3, up_to: 8}, or looks, such as {looks: [3, 5, 8]}"
@@ -105,11 +105,11 @@ class AdaptiveSeeds(BaseModel):
 
 
 def spread(start: int, up_to: int) -> list[int]:
-    """Return the seeds of looks between a first and a last one: 3, 5 and 8; 3, 5, 8 and 12."""
+    """Return the seeds at each look from the first to the last: 3, 5 and 8; 3, 5, 8 and 12."""
     return [start, *(n for n in LADDER if start < n and n * LEAST_STEP <= up_to), up_to]
 
 
 def error_rates(number: int) -> Sequence[float]:
-    """Return the error rates of so many looks, which sum to ALPHA: later looks have more of it, as they have power."""
+    """Return the error rates of this many looks, which sum to ALPHA: later looks get more of it, as they have power."""
     shares = range(1, number + 1)
     return SHARES.get(number) or [math.floor(1e6 * ALPHA * share / sum(shares)) / 1e6 for share in shares]

@@ -31,9 +31,9 @@ class Run:
     cell: str
     seed: int
     features: Labels
-    overrides: Overrides  # of the features over the base, and the tuned setting
+    overrides: Overrides  # the features' settings over the base, plus the tuned setting
     config: Config
-    tune: Tuning | None = None  # of the study
+    tune: Tuning | None = None  # what the study tunes
     size: str = ""  # on the scale axis
 
     @cached_property
@@ -51,7 +51,7 @@ def first_of_cells(runs: Sequence[Run]) -> dict[str, Run]:
 
 
 def overrides_of(experiment: Experiment, features: Labels) -> Overrides:
-    """Return the settings of the features; later features win."""
+    """Return the merged settings of the features; later features win."""
     merged: Overrides = {}
     for level in experiment.active_levels(features):
         merged = dotted.override(merged, level.overrides)
@@ -61,8 +61,8 @@ def overrides_of(experiment: Experiment, features: Labels) -> Overrides:
 def runs(loaded: Loaded, vocabulary: Vocabulary, follow_corpus: FollowCorpus = without_corpus) -> list[Run]:
     """Return the runs: every cell with every seed, at every size. Raise ConfigError with the problems of all cells.
 
-    vocabulary: returns the number of tokens of a configuration's tokenizer, and the one that ends a text;
-    follow_corpus: a configuration with what its corpus decides.
+    vocabulary: returns the vocabulary size of a configuration's tokenizer and its end-of-text token; follow_corpus:
+    returns a configuration with the settings that depend on its corpus filled in.
     """
     experiment, designed = loaded.experiment, expand_cells(loaded)
     sizes = experiment.sizes
@@ -96,7 +96,7 @@ def _tuned_runs(
     vocabulary: Vocabulary,
     follow_corpus: FollowCorpus,
 ) -> list[Run]:
-    """Return the runs of a tuned study: those that tune, and those that confirm at each candidate."""
+    """Return the runs of a tuned study: the tuning runs, and the confirmation runs at each candidate."""
     experiment = loaded.experiment
     tune = experiment.tune
     assert tune is not None
@@ -124,7 +124,7 @@ def _tuned_runs(
 
 @dataclass(frozen=True)
 class _Planned:
-    """A cell at a size, resolved."""
+    """A resolved cell at one size."""
 
     cell: Cell
     overrides: Overrides
@@ -132,20 +132,20 @@ class _Planned:
 
 
 class _Expansion:
-    """Resolves the cells of an experiment; a fault of the base, or of one feature, is reported once."""
+    """Resolves the cells of an experiment; a fault in the base or in one feature is reported once."""
 
     def __init__(self, loaded: Loaded, vocabulary: Vocabulary, follow_corpus: FollowCorpus) -> None:
         self.loaded, self.vocabulary, self.follow_corpus = loaded, vocabulary, follow_corpus
         self._faults: dict[str, str] = {}
         self._same: list[str] = []
-        self._steps: dict[str, int] = {}  # size -> optimizer steps, of a study by tokens per parameter
+        self._steps: dict[str, int] = {}  # size -> optimizer steps, for a study with tokens_per_parameter
 
     @property
     def problems(self) -> list[str]:
         return [*self._faults.values(), *dict.fromkeys(self._same)]
 
     def at_size(self, size: Size, designed: Sequence[Cell]) -> list[_Planned]:
-        """Return the base without features, then the cells, as far as they are valid."""
+        """Return the base without features, then the cells; invalid ones are left out."""
         planned = []
         for cell in [Cell("", ()), *designed]:
             overrides = overrides_of(self.loaded.experiment, cell.features)
@@ -178,7 +178,7 @@ class _Expansion:
 
 
 def steps_for(base: Config, tokens_per_parameter: float) -> int:
-    """Return the optimizer steps after which a model has seen so many tokens per parameter. Raise ConfigError."""
+    """Return the optimizer steps after which a model has seen this many tokens per parameter. Raise ConfigError."""
     if not (base.parameters and base.tokens and base.steps):
         raise ConfigError(
             ["scale.tokens_per_parameter: the parameters of this model are not known; scale trainer.max_iters"]
@@ -192,10 +192,10 @@ def _require_few(loaded: Loaded, count: int) -> None:
 
 
 def _undone_features(loaded: Loaded, cell: Cell, overrides: Overrides) -> Iterator[tuple[str, str]]:
-    """Yield (pair, fault) for features that another feature of the cell undoes, so that the cell's name misleads.
+    """Yield (pair, fault) for features undone by another feature of the cell, which makes the cell's name misleading.
 
-    These are two components in one place of the model, and a feature of which nothing is left. A schedule may bring a
-    learning rate that another feature overrides.
+    This covers two components in the same place of the model, and a feature with no effect left. A schedule may include
+    a learning rate that another feature overrides.
     """
     on = loaded.experiment.active_levels(cell.features)
     for level in on:
@@ -216,7 +216,7 @@ def _undone_features(loaded: Loaded, cell: Cell, overrides: Overrides) -> Iterat
 
 
 def _placed(problem: str, loaded: Loaded, cell: Cell, size: Size) -> str:
-    """Return a trainer's `key: fault` with the file and line of the key, and its cell if it is not of one value."""
+    """Prefix a trainer's `key: fault` with file and line, and with the cell unless the value alone is at fault."""
     key = problem.partition(":")[0]
     scaled = next((name for name in size.settings if name == key or name.startswith(f"{key}.")), None)
     path: tuple[str, ...] = ("scale", scaled) if scaled else ("base", key)
@@ -233,7 +233,7 @@ def _placed(problem: str, loaded: Loaded, cell: Cell, size: Size) -> str:
 
 
 def _same_cells(loaded: Loaded, planned: Sequence[_Planned]) -> list[str]:
-    """Return the cells of a size that have the same configuration, above all features that change nothing."""
+    """Return the cells of a size with the same configuration, typically due to features that change nothing."""
     first: dict[str, Cell] = {}
     blamed: set[str] = set()
     problems = []

@@ -1,4 +1,4 @@
-"""The metric that runs are compared by: a column of loss.csv with its name, unit and direction."""
+"""The metric by which runs are compared: a column of loss.csv with its name, unit and direction."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ NATS = "nats per token"
 
 @dataclass(frozen=True)
 class Measure:
-    """The default is what our trainer reports. unit: "" if unknown."""
+    """A metric; the defaults describe what our trainer reports. unit: "" if unknown."""
 
     column: str = "val_loss"
     name: str = "held-out NLL"
@@ -26,17 +26,17 @@ class Measure:
 
     @property
     def short_name(self) -> str:
-        """The head of a column: `NLL`, `accuracy`."""
+        """The header of a table column: `NLL`, `accuracy`."""
         return "NLL" if self.name == NLL.name else self.name
 
     @property
     def title(self) -> str:
-        """The name at the beginning of a sentence."""
+        """The name, capitalized for the beginning of a sentence."""
         return self.name[:1].upper() + self.name[1:]
 
     @property
     def short_unit(self) -> str:
-        """The unit of a difference, after a blank: ` nats`; "" if unknown."""
+        """The unit of a difference, after a space: ` nats`; "" if unknown."""
         unit = "nats" if self.unit == NATS else self.unit
         return f" {unit}" if unit else ""
 
@@ -47,7 +47,7 @@ class Measure:
 
     @property
     def is_loss(self) -> bool:
-        """True for the loss columns; any other column has no training counterpart to be drawn with."""
+        """True for the loss columns; other columns have no training counterpart to plot."""
         return self.column in ("loss", "val_loss")
 
     @property
@@ -57,7 +57,7 @@ class Measure:
         return "val_nll" if self.is_nll else words or "value"
 
     def is_better(self, difference: float) -> bool:
-        """True if a value that is larger by `difference` is better."""
+        """True if a value larger by `difference` is better."""
         return difference > 0 if self.higher_is_better else difference < 0
 
     @property
@@ -74,14 +74,14 @@ class Measure:
         return (worse, better) if self.higher_is_better else (better, worse)
 
     def on_training(self) -> Measure:
-        """Return the measure for runs without a held-out loss: the training loss, under the name that the user gave."""
+        """Return the measure for runs without a held-out loss: the training loss, under the user's name for it."""
         name = "training loss" if self.name in (NLL.name, COMMAND.name) else self.name
         return replace(self, column="loss", name=name)
 
     def is_of(self, summary: Mapping[str, Any]) -> bool:
-        """True if the final value in a summary.json is of this column, or stands in for a missing held-out loss.
+        """True if the final value in a summary.json comes from this column, or stands in for a missing held-out loss.
 
-        False for a run that was made before the study was compared by another column.
+        False for a run made before the study was switched to a different column.
         """
         found = str(summary.get("measure", NLL.column))
         return found == self.column or (found == "loss" and self.column == NLL.column)

@@ -1,6 +1,6 @@
 """The `notify:` section of an experiment file: where messages go, and about what.
 
-The address of a webhook is a secret: the file names a variable of the shell that holds it.
+The URL of a webhook is a secret, so the file names a shell variable that contains it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _ADDRESS = re.compile(r"[A-Za-z0-9][^\s@,;<>]*@[^\s@,;<>]+")
 
 
 def _as_variable(text: str) -> str:
-    """Return `$NAME`. Raise ValueError for an address itself, or for a variable that would reach the runs too."""
+    """Return `$NAME`. Raise ValueError for a URL itself, or for a variable that the runs would receive too."""
     found = _VARIABLE.fullmatch(text)
     if not found:
         raise ValueError("name a variable of your shell that holds the address, as in `webhook: $ABLATRIX_WEBHOOK`")
@@ -43,9 +43,9 @@ class Notify(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     webhook: Annotated[Text, AfterValidator(_as_variable)] | None = Field(
-        None, description="the variable of your shell that holds the address: $ABLATRIX_WEBHOOK"
+        None, description="the shell variable that contains the URL: $ABLATRIX_WEBHOOK"
     )
-    kind: Kind | None = Field(None, description="what the webhook takes; default: by its host, else json")
+    kind: Kind | None = Field(None, description="format of the webhook; default: inferred from its host, else json")
     mail: Annotated[Text, AfterValidator(_as_address)] | None = Field(None, description="address to send mail to")
     mail_by: Literal["sendmail", "slurm"] = Field("sendmail", description="the program that sends the mail")
     events: list[Event] = Field(list(EVENTS), min_length=1, description="what to send messages about")
@@ -60,16 +60,16 @@ class Notify(BaseModel):
 
     @property
     def variable(self) -> str:
-        """The name of the variable that holds the webhook's address, '' without one."""
+        """The name of the variable that contains the webhook's URL, '' without a webhook."""
         return (self.webhook or "").removeprefix("$")
 
     @property
     def exports(self) -> list[str]:
-        """The variables that jobs which send messages get, and no run."""
+        """Variables passed to jobs that send messages, but not to runs."""
         return [self.variable] if self.variable else []
 
     def mail_options(self, *, of_runs: bool) -> dict[str, str | int | bool]:
-        """Return the sbatch options by which Slurm sends the mail itself; {} unless `mail_by: slurm`."""
+        """Return the sbatch options that make Slurm send the mail; {} unless `mail_by: slurm`."""
         event: Event = "failed" if of_runs else "end"
         if self.mail is None or self.mail_by != "slurm" or event not in self.events:
             return {}

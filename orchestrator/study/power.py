@@ -1,9 +1,9 @@
 """What a design can show: the power of a comparison with the baseline, the smallest effect shown, the seeds needed.
 
-k cells with n seeds each, residual standard deviation sigma, (k - 1)(n - 1) degrees of freedom, and Dunnett's critical
-value for k - 1 comparisons at alpha = .05. A design that is read by its main effects tests each of them on all runs:
-standard error 2 sigma / sqrt(k n), and the studentized maximum modulus as critical value. The integrals are sums over a
-grid: `plan` must not import scipy for them, which takes longer than all of `plan`.
+With k cells of n seeds each and residual standard deviation sigma, there are (k - 1)(n - 1) degrees of freedom, and
+Dunnett's critical value is for k - 1 comparisons at alpha = .05. A design analyzed by main effects tests each of them
+on all runs: standard error 2 sigma / sqrt(k n), with the studentized maximum modulus as critical value. The integrals
+are sums over a grid, because importing scipy for them would take longer than all of `plan`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ ALPHA = 0.05
 MOST_SEEDS = 200
 PRECISION = 1e-9
 # The trapezoidal rule converges exponentially on densities like these
-_NORMAL_STEP, _NORMAL_POINTS = 0.4, 16  # over half of the normal distribution
+_NORMAL_STEP, _NORMAL_POINTS = 0.4, 16  # over half the normal distribution
 _SCALE_STEP = 0.35  # over log s, times the square root of its degrees of freedom
 
 
@@ -24,7 +24,7 @@ def power(effect: float, sigma: float, cells: int, seeds: int, main_effects: int
     """Return the probability that an effect is shown: P(|T| > c), T noncentral t.
 
     effect, sigma: in the unit of the measure; sigma is the residual standard deviation of cell + seed. main_effects:
-    how many are tested, 0 where cells are compared with the baseline. 0 if the design has no degrees of freedom.
+    how many are tested, 0 if cells are compared with the baseline. Returns 0 if the design has no degrees of freedom.
     """
     if cells < 2 or seeds < 2:
         return 0.0
@@ -35,7 +35,7 @@ def power(effect: float, sigma: float, cells: int, seeds: int, main_effects: int
 def smallest_effect(
     sigma: float, cells: int, seeds: int, wanted: float = 0.8, main_effects: int = 0, *, alpha: float = ALPHA
 ) -> float | None:
-    """Return the effect that is shown with this power, None if the design has no degrees of freedom.
+    """Return the smallest effect shown with this power, None if the design has no degrees of freedom.
 
     alpha: error rate of the comparisons with the baseline.
     """
@@ -47,7 +47,7 @@ def smallest_effect(
 
 
 def seeds_needed(effect: float, sigma: float, cells: int, wanted: float = 0.8, main_effects: int = 0) -> int | None:
-    """Return the fewest seeds with which an effect is shown with this power; None if MOST_SEEDS are not enough."""
+    """Return the fewest seeds that show an effect with this power; None if MOST_SEEDS are not enough."""
     low, high = 1, 2
     while power(effect, sigma, cells, high, main_effects) < wanted:
         if high >= MOST_SEEDS:
@@ -117,7 +117,7 @@ def _scales(freedom: int) -> tuple[tuple[float, float], ...]:
 
 def _points(freedom: int) -> Iterator[tuple[float, float]]:
     step = _SCALE_STEP / math.sqrt(freedom)
-    low = -max(16 / freedom, 5 / math.sqrt(freedom))  # of log s; below, and above 4 / sqrt(freedom), is nothing
+    low = -max(16 / freedom, 5 / math.sqrt(freedom))  # in log s; negligible density below, and above 4 / sqrt(freedom)
     logs = [low + i * step for i in range(round((4 / math.sqrt(freedom) - low) / step))]
     density = [math.exp(freedom * (x - math.expm1(2 * x) / 2)) for x in logs]
     total = sum(density)
@@ -130,7 +130,7 @@ def _phi(x: float) -> float:
 
 
 def _solve(rise: Callable[[float], float], low: float, high: float) -> float:
-    """Return the root of a rising function by the Illinois form of regula falsi. low: below it; high: a first guess."""
+    """Return the root of an increasing function above `low` by the Illinois variant of regula falsi. high: a guess."""
     below = rise(low)
     while (above := rise(high)) < 0:
         low, below, high = high, above, 1.5 * high

@@ -1,6 +1,6 @@
-"""What the orchestrator asks of a run's configuration, be it our trainer's or that of a command.
+"""What the orchestrator needs from a run's configuration, whether for our trainer or for a command.
 
-Of a command only its settings are known, and what `metrics:` says; all else is None.
+For a command, only its settings and what `metrics:` says are known; everything else is None.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ class Config(Protocol):
     """The resolved configuration of a run."""
 
     def fingerprint(self) -> str:
-        """Return the first 8 hex digits of the SHA-256 of what decides the result."""
+        """Return the first 8 hex digits of the SHA-256 of everything that affects the result."""
 
     def with_seed(self, seed: int) -> Self:
-        """Return the same configuration with another seed."""
+        """Return the same configuration with a different seed."""
 
     def shortened(self, steps: int) -> Self:
-        """Return the same configuration, trained for a few steps only: for smoke tests."""
+        """Return the same configuration trained for only a few steps, for smoke tests."""
 
     def files(self, folder: Path, cell: str) -> dict[str, str]:
         """Return the files that a job needs in the run's folder, name -> content; config.json is last."""
 
     def to_json(self) -> str:
-        """Return the text of config.json."""
+        """Return config.json as a string."""
 
     def as_tree(self) -> dict[str, Any]:
         """Return the content of config.json, without the run's folder."""
@@ -51,7 +51,7 @@ class Config(Protocol):
 
     @property
     def measure(self) -> Measure:
-        """What the runs of a study are compared by."""
+        """The measure by which the runs of a study are compared."""
 
     @property
     def steps(self) -> int | None:
@@ -63,7 +63,7 @@ class Config(Protocol):
 
     @property
     def parameters(self) -> int | None:
-        """Trained parameters."""
+        """Number of trained parameters."""
 
     @property
     def flops_per_token(self) -> int | None:
@@ -73,14 +73,14 @@ class Config(Protocol):
         """Return why the processes of a job cannot share this run."""
 
 
-Vocabulary = Callable[[RunConfig], tuple[int, int | None]]  # number of tokens, and the one that ends a text
+Vocabulary = Callable[[RunConfig], tuple[int, int | None]]  # vocabulary size and end-of-text token
 
 
 FollowCorpus = Callable[[RunConfig], RunConfig]  # see trainer.data.corpus_settings
 
 
 def without_corpus(config: RunConfig) -> RunConfig:
-    """Return the configuration where no corpus is read. Raises ConfigError for epochs, which cannot be counted."""
+    """Return the configuration without reading a corpus. Raises ConfigError for epochs, which cannot be counted."""
 
     def refuse(_: RunConfig) -> float:
         raise UserError("the corpus is not read here; set trainer.max_iters")
@@ -94,7 +94,7 @@ def resolve(
     vocabulary: Vocabulary,
     follow_corpus: FollowCorpus = without_corpus,
 ) -> Config:
-    """Return the configuration that these settings (dotted key -> value) give. Raise ConfigError."""
+    """Return the configuration with these settings (dotted key -> value). Raise ConfigError."""
     if experiment.command:
         about = {key.partition(".")[2]: text for key, text in experiment.info.items()}
         return CommandConfig(dict(settings), experiment, about=about)
@@ -103,7 +103,7 @@ def resolve(
 
 
 def require_trainer(config: Config) -> TrainerRunConfig:
-    """Return the configuration of our trainer. Raise UserError for that of a command."""
+    """Return the configuration if it is our trainer's. Raise UserError if it is a command's."""
     if not isinstance(config, TrainerRunConfig):
         raise UserError("the runs of this study are a command, so only the settings of their training are known")
     return config

@@ -1,7 +1,7 @@
 """The order in which the runs of a study are queued: seed by seed, the cells of each seed shuffled.
 
-A study that is looked at early then has about as many runs of every cell, and a machine that gets slower while it works
-does so for all cells alike.
+An unfinished study then has about the same number of runs of every cell, and a machine that slows down over time
+affects all cells alike.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class _Seeded(Protocol):
 
 
 def in_queue_order(items: Iterable[Item], study: str, run_of: Callable[[Item], _Seeded]) -> list[Item]:
-    """Return the items by seed, and within a seed in an order that depends on the study's name, the seed and the cell.
+    """Sort items by seed, and within a seed in an order that depends on the study's name, the seed and the cell.
 
     run_of: returns an item's run. Any subset of a study's runs keeps its order.
     """

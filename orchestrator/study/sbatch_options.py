@@ -1,4 +1,4 @@
-"""Options of sbatch as they are written in YAML: spellings, units, switches, and those that Ablatrix sets itself."""
+"""Options of sbatch as written in YAML: spellings, units, switches, and the options that Ablatrix sets itself."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ OLD = {"share": "oversubscribe", "workdir": "chdir", "cluster": "clusters"}
 _LOGS = "logs go to the study's folder"
 _STARTS = "one task starts on each node; slurm.processes_per_node says how many processes share a run there"
 _ANSWER = "the job's id is read from what sbatch prints"
-OWN = {  # name -> why it cannot be given
+OWN = {  # name -> why it must not be given
     "array": "each run is a task of it; slurm.max_parallel limits how many run at once",
     "chdir": "jobs run in the folder that submit is called from",
     "dependency": "the report waits for the runs by it",
@@ -51,7 +51,7 @@ VALUED = {
 OPTIONAL = {"exclusive", "nice", "no-kill", "propagate", "x11"}  # with a value or without
 SIZES = ("mem", "mem-per-cpu", "mem-per-gpu", "tmp")
 NODES = "node configuration is not available"
-REFUSALS = {  # words of sbatch -> what to do
+REFUSALS = {  # part of sbatch's message -> what to do
     "comment": "set slurm.comment",
     "requeue": "set slurm.requeue: false",
     "invalid partition": "set slurm.partition to one that `sinfo -s` lists",
@@ -75,12 +75,12 @@ def long_name(name: str) -> str:
 
 
 def advice(message: str) -> str:
-    """Return which setting resolves a message of sbatch, as the end of a sentence; '' for none."""
+    """Return which setting resolves an sbatch message, to end a sentence; '' if none does."""
     return next((f"; {todo}" for words, todo in REFUSALS.items() if words in message.lower()), "")
 
 
 def find_place(key: str, fields: Container[str]) -> str:
-    """Return where an sbatch option that is under `slurm:` belongs; '' for any other key."""
+    """Return where an sbatch option given under `slurm:` belongs; '' for any other key."""
     name = long_name(key)
     if name in OWN:
         return f"; it is set by Ablatrix itself: {OWN[name]}"
@@ -112,7 +112,7 @@ def refuse_twice(keys: Iterable[str]) -> None:
 
 
 def checked_name(key: str) -> str:
-    """Return the long name of an option under `slurm.extra`. Raise ValueError for one that cannot be given."""
+    """Return the long name of an option under `slurm.extra`. Raise ValueError for one that must not be given."""
     name = long_name(key)
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9-]{0,79}", name):
         raise ValueError("is not the name of an sbatch option")
@@ -120,7 +120,7 @@ def checked_name(key: str) -> str:
         raise ValueError(f"is set by Ablatrix itself and cannot be given under slurm.extra: {OWN[name]}")
     if name in _SETTINGS:
         raise ValueError(f"is given as slurm.{name.replace('-', '_')} too; keep one of them")
-    # sbatch completes the beginning of an option: `outp` would be a second --output
+    # sbatch accepts prefixes of options: `outp` would be a second --output
     whole = next((own for own in (*OWN, *_SETTINGS) if own.startswith(name)), None)
     if whole and name not in VALUED | SWITCHES:
         raise ValueError(f"would be read by sbatch as --{whole}, which is set by Ablatrix itself; write the whole name")
@@ -128,7 +128,7 @@ def checked_name(key: str) -> str:
 
 
 def checked_helper_name(key: str) -> str:
-    """Return the long name of an option under `slurm.helper_jobs`, which may be a resource too."""
+    """Return the long name of an option under `slurm.helper_jobs`, which may also be a resource."""
     name = long_name(key)
     return name if name in _RESOURCES else checked_name(key)
 
@@ -144,7 +144,7 @@ _RESOURCES = {*_SETTINGS[:10], "ntasks", "ntasks-per-node"}
 
 
 def checked(extra: Mapping[str, str | bool]) -> dict[str, str | bool]:
-    """Return the options that are given, those without a value as True. Raise ValueError."""
+    """Return the options that are set, with True for those without a value. Raise ValueError."""
     given: dict[str, str | bool] = {}
     for name, value in extra.items():
         if name not in VALUED:
@@ -160,12 +160,12 @@ def checked(extra: Mapping[str, str | bool]) -> dict[str, str | bool]:
 
 
 def as_value(value: Any) -> str | bool:
-    """Return the value of an option under `slurm.extra`: a word, True for a switch, False for what is not given."""
+    """Return the value of an option under `slurm.extra`: a word, True for a switch, False if it is not set."""
     return bool(value) if value is None or isinstance(value, bool) else as_word(value)
 
 
 def as_word(value: Any) -> str:
-    """Return a value as one printable word without quotes, blanks or shell characters. Raise ValueError."""
+    """Return a value as one printable word without quotes, spaces or shell characters. Raise ValueError."""
     if isinstance(value, list):
         return ",".join(map(as_word, value))
     text = as_text(value)
@@ -176,7 +176,7 @@ def as_word(value: Any) -> str:
 
 
 def as_text(value: Any) -> str:
-    """Return a text, or a whole number as text. Raise ValueError for a value whose spelling YAML has changed."""
+    """Return a string, or an integer as a string. Raise ValueError for a value whose spelling YAML has changed."""
     if isinstance(value, bool):
         raise ValueError(f"is a switch here, {QUOTES} if it is a name")
     if isinstance(value, float):
@@ -187,17 +187,17 @@ def as_text(value: Any) -> str:
 
 
 def as_count(value: Any) -> Any:
-    """Return a whole number that is written as text (`"4"`) as a number."""
+    """Return an integer that is written as a string (`"4"`) as a number."""
     return int(value) if isinstance(value, str) and re.fullmatch(r"[0-9]{1,9}", value.strip()) else whole_number(value)
 
 
 def as_switch(value: Any) -> Any:
-    """Return yes, no, on and off, which are words in YAML 1.2, as booleans."""
+    """Return yes, no, on and off, which are strings in YAML 1.2, as booleans."""
     return _WORDS.get(value.lower(), value) if isinstance(value, str) else value
 
 
 def as_lines(value: Any) -> Any:
-    """Return shell lines that are one text (`setup: |`) as a list."""
+    """Return shell lines given as one string (`setup: |`) as a list."""
     return value.splitlines() if isinstance(value, str) else value
 
 
@@ -221,13 +221,13 @@ def as_memory(value: Any) -> str:
 
 
 def mebibytes(memory: str) -> float:
-    """Return an amount in Slurm's form (`500M`, `16G`, see `as_memory`) in MiB, 0 for any other text."""
+    """Return an amount in Slurm's form (`500M`, `16G`, see `as_memory`) in MiB, 0 for any other string."""
     match = re.fullmatch(r"([0-9]+)([KMGT]?)", memory)
     return int(match[1]) * {"K": 2**-10, "M": 1, "": 1, "G": 2**10, "T": 2**20}[match[2]] if match else 0
 
 
 def minutes(time: str) -> int:
-    """Return a time of Slurm (M, M:S, H:M:S, D-H, D-H:M, D-H:M:S) in minutes, rounded up. Raise ValueError."""
+    """Return a Slurm time (M, M:S, H:M:S, D-H, D-H:M, D-H:M:S) in minutes, rounded up. Raise ValueError."""
     match = re.fullmatch(r"(?:([0-9]{1,9})-)?([0-9]{1,9})(?::([0-9]{1,9}))?(?::([0-9]{1,9}))?", time)
     if not match:
         raise ValueError("not a Slurm time; write HH:MM:SS or D-HH:MM:SS, in quotes")
@@ -250,7 +250,7 @@ def as_time(value: Any) -> str:
 
 
 def as_comment(value: Any) -> str:
-    """Return a job comment: printable text in one line without backslashes. Raise ValueError."""
+    """Return a job comment, one line of printable text without backslashes. Raise ValueError."""
     text = as_text(value).strip()
     if not text or len(text) > 1000 or not (text.isascii() and text.isprintable()) or "\\" in text or "'" in text:
         raise ValueError("a comment is one line of ASCII without backslashes and single quotes")
@@ -260,7 +260,7 @@ def as_comment(value: Any) -> str:
 
 
 def as_cluster(value: Any) -> str:
-    """Return the name of a cluster. Raise ValueError for several: it must be known which one has a job."""
+    """Return the name of a cluster. Raise ValueError for several: each job's cluster must be known."""
     text = as_text(value).strip() if isinstance(value, str | int) else ""
     if not _CLUSTER.fullmatch(text) or text == "all":
         raise ValueError("name one cluster, as `sacctmgr show clusters` does")
@@ -268,13 +268,13 @@ def as_cluster(value: Any) -> str:
 
 
 def cluster_of_shell() -> str | None:
-    """Return the cluster in SLURM_CLUSTERS, None for that of this machine."""
+    """Return the cluster in SLURM_CLUSTERS, None for this machine's own."""
     name = os.environ.get("SLURM_CLUSTERS", "")
     return name if _CLUSTER.fullmatch(name) and name != "all" else None
 
 
 def as_gpus(value: Any) -> int | str:
-    """Return a request for GPUs: a number, or types and numbers as in `a100:2`. Raise ValueError."""
+    """Return a GPU request: a number, or types and numbers as in `a100:2`. Raise ValueError."""
     text = str(value).strip().removeprefix("gpu:") if isinstance(value, str) else value
     if isinstance(text, str) and not text.isdecimal():
         if not _GPUS.fullmatch(text):
@@ -286,7 +286,7 @@ def as_gpus(value: Any) -> int | str:
 
 
 def count_gpus(request: int | str) -> int:
-    """Return the number of GPUs in `2`, `a100:2` or `a100:2,v100:1`; a type without a number is one."""
+    """Return the number of GPUs in `2`, `a100:2` or `a100:2,v100:1`; a type without a number counts as one."""
     if isinstance(request, int):
         return request
     last = [part.rpartition(":")[2] for part in request.split(",")]
@@ -294,7 +294,7 @@ def count_gpus(request: int | str) -> int:
 
 
 def gpus_in(extra: Mapping[str, str | bool], nodes: int) -> int:
-    """Return how many GPUs on each node other options ask for: `gres`, `gpus`, `gpus-per-task`, `tres-per-*`."""
+    """Return how many GPUs per node other options request: `gres`, `gpus`, `gpus-per-task`, `tres-per-*`."""
     found = [gpus_of_gres(str(extra.get(name, ""))) for name in ("gres", "tres-per-node", "tres-per-task")]
     if isinstance(extra.get("gpus"), str):
         found.append(-(-count_gpus(str(extra["gpus"])) // nodes))

@@ -16,7 +16,7 @@ SEPARATOR = "@"  # between a cell and its size in the name of a run
 
 @dataclass(frozen=True)
 class Size:
-    """One size: its name and the settings (dotted key -> value) that make it; no name in a study without a scale."""
+    """One size: its name and the settings (dotted key -> value) that define it; '' in a study without a scale."""
 
     name: str = ""
     settings: dict[str, Any] = field(default_factory=dict)
@@ -48,14 +48,14 @@ class Scale(BaseModel):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The scaled settings: dotted key -> its values."""
+        """The scaled settings: dotted key -> values."""
         return dict(self.model_extra or {})
 
     @model_validator(mode="after")
     def _check_lengths(self) -> Scale:
         lists = {key: values for key, values in self.settings.items() if isinstance(values, list)}
         if len(lists) < len(self.settings):
-            return self  # reported with its place by field_checks
+            return self  # reported with its position by field_checks
         if not lists:
             raise ValueError("names no setting; write `scale: {model.model_type: [gpt-nano, gpt-micro, gpt-mini]}`")
         lengths = {key: len(values) for key, values in lists.items()}
@@ -70,12 +70,12 @@ class Scale(BaseModel):
         return self
 
     def as_record(self) -> dict[str, Any]:
-        """Return what study.json keeps of it."""
+        """Return the record in study.json."""
         chosen = {"predict": self.predict, "stop_if": self.stop_if}
         return {"sizes": [size.name for size in self.sizes()], **{k: v for k, v in chosen.items() if v is not None}}
 
     def sizes(self) -> list[Size]:
-        """Return the sizes, in order, named by the first settings that tell them apart."""
+        """Return the sizes, in order, named after the first settings that distinguish them."""
         rows = [dict(zip(self.settings, values, strict=True)) for values in zip(*self.settings.values(), strict=True)]
         labels = [[_label(key, value) for key, value in row.items()] for row in rows]
         for used in range(1, len(self.settings) + 1):
@@ -91,7 +91,7 @@ OWN_KEYS = tuple(Scale.model_fields)
 
 
 def _label(key: str, value: Any) -> str:
-    """Return `gpt-nano` for a text and `n_embd48` for any other value."""
+    """Return `gpt-nano` for a string and `n_embd48` for any other value."""
     text = text_of(value) if isinstance(value, bool | int | float) else str(value)
     name = text if isinstance(value, str) else key.rpartition(".")[2] + text
     return re.sub(r"[^A-Za-z0-9._+-]+", "-", name).strip("-._+")[:40] or "size"

@@ -52,7 +52,7 @@ def _token_problems(loaded: Loaded) -> Iterator[str]:
 
 
 def order_problems(loaded: Loaded, bases: Sequence[tuple[Size, Config]]) -> list[str]:
-    """Return sizes that are equal, or smaller in compute than the one before. bases: the base at each size."""
+    """Return problems with sizes that are equal, or smaller in compute than the previous one. bases: base per size."""
     if loaded.experiment.scale is None:
         return []
     where, problems = f"{loaded.at('scale')}scale: ", []
@@ -79,6 +79,6 @@ def compute(config: Config) -> float | None:
 
 
 def _set_by(key: str, sources: dict[str, str]) -> str:
-    """Return which key sets a setting, or one below or above it, at each size; '' if none does."""
+    """Return the key that sets a setting, or one below or above it, at each size; '' if none does."""
     related = [key, *dotted.parents(key), *(scaled for scaled in sources if scaled.startswith(f"{key}."))]
     return next((sources[name] for name in related if name in sources), "")

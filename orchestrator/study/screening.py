@@ -1,7 +1,7 @@
-"""Two-level screening designs: regular fractions 2^(K-p) and Plackett-Burman designs, with what they alias.
+"""Two-level screening designs: regular fractions 2^(K-p) and Plackett-Burman designs, with their aliases.
 
-A cell is a bit mask of the features that are on. Every design holds the cell in which none is: the published tables,
-with + read as off (Box, Hunter & Hunter 2005, Statistics for Experimenters, chapters 6 and 7).
+A cell is a bit mask of the features that are on. Every design contains the cell with none on: the published tables with
++ read as off (Box, Hunter & Hunter 2005, Statistics for Experimenters, chapters 6 and 7).
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
 RESOLUTIONS = {3: "III", 4: "IV", 5: "V"}
-MOST = {3: 15, 4: 16, 5: 11}  # features of a fraction of this resolution: 16, 32 and 128 cells
-# First rows; the others are its cyclic shifts, and a row of minus signs (Plackett & Burman 1946, Biometrika 33, 305)
+MOST = {3: 15, 4: 16, 5: 11}  # resolution -> most features of a fraction: 16, 32 and 128 cells
+# First rows; the rest are their cyclic shifts and a row of minus signs (Plackett & Burman 1946, Biometrika 33, 305)
 PLACKETT_BURMAN = {12: "++-+++---+-", 20: "++--++++-+-+----++-", 24: "+++++-+-++--++--+-+----"}
-LETTERS = "ABCDEFGHJKLMNOPQRSTUVWXYZ"  # of the features; I is the identity
+LETTERS = "ABCDEFGHJKLMNOPQRSTUVWXYZ"  # for the features; I is the identity
 
 
 @dataclass(frozen=True)
 class Screen:
     """A screening design of `count` features.
 
-    cells: masks of the features that are on. words: the generators of the defining relation, as masks; a cell has an
-    even number of the features of each word on. They are empty for a full factorial. regular: False for a
-    Plackett-Burman design, in which every main effect is partially aliased with most pairs.
+    cells: masks of the features that are on. words: the generators of the defining relation, as masks, none for a full
+    factorial; a cell has an even number of each word's features on. regular: False for a Plackett-Burman design, in
+    which every main effect is partially aliased with most pairs.
     """
 
     count: int
@@ -46,13 +46,14 @@ class Screen:
 
     @property
     def pairs_free(self) -> bool:
-        """True if main effects and pairs are aliased with nothing of their own order: resolution V or a factorial."""
+        """True if no main effect or pair is aliased with another main effect or pair: resolution V or a factorial."""
         return self.resolution is None or self.resolution >= 5
 
     @cached_property
     def chains(self) -> tuple[tuple[tuple[int, int], ...], ...]:
-        """Return the pairs of features in groups that only their sum can be estimated of, without those aliased with
-        a main effect; none for a Plackett-Burman design.
+        """Return groups of pairs of features of which only the sum can be estimated.
+
+        Pairs aliased with a main effect are left out; () for a Plackett-Burman design.
         """
         found: dict[int, list[tuple[int, int]]] = {}
         for pair in itertools.combinations(range(self.count), 2) if self.regular else ():
@@ -62,7 +63,7 @@ class Screen:
         return tuple(map(tuple, found.values()))
 
     def aliased_pairs(self, feature: int) -> list[tuple[int, int]]:
-        """Return the pairs that are aliased with a feature's main effect."""
+        """Return the pairs aliased with a feature's main effect."""
         pairs = itertools.combinations(range(self.count), 2)
         return [pair for pair in pairs if _mask(pair) ^ (1 << feature) in self.relation]
 
@@ -72,7 +73,7 @@ def _mask(features: Sequence[int]) -> int:
 
 
 def _products(words: Sequence[int]) -> list[int]:
-    """Return the product of every set of words but the empty one."""
+    """Return the products of all non-empty sets of words."""
     found: list[int] = []
     for word in words:
         found += [word, *(word ^ other for other in found)]
@@ -81,9 +82,9 @@ def _products(words: Sequence[int]) -> list[int]:
 
 @lru_cache(maxsize=32)
 def fractional(count: int, resolution: int = 5) -> Screen:
-    """Return the smallest regular fraction of at least this resolution (3, 4 or 5), of minimum aberration.
+    """Return the smallest regular fraction of at least this resolution (3, 4 or 5), with minimum aberration.
 
-    A full factorial where none exists. Raises ValueError for more features than MOST.
+    Returns a full factorial if there is none. Raises ValueError for more features than MOST.
     """
     if count > MOST[resolution]:
         raise ValueError(f"{count} features; at most {MOST[resolution]}")
@@ -98,8 +99,8 @@ def fractional(count: int, resolution: int = 5) -> Screen:
 def _generators(base: int, more: int, resolution: int) -> tuple[int, ...] | None:
     """Return the words of `more` generated features over `base` free ones, None if this resolution is impossible.
 
-    A search through all sets of generators, cut off at a word that is too short. The best has the fewest of the
-    shortest words, then of the next length (minimum aberration; Fries & Hunter 1980, Technometrics 22, 601).
+    Searches all sets of generators, pruned at a word that is too short. The best set has the fewest words of the
+    shortest length, then of the next length (minimum aberration; Fries & Hunter 1980, Technometrics 22, 601).
     """
     candidates = [c for c in range(2**base) if c.bit_count() >= resolution - 1]
     candidates.sort(key=lambda c: (-c.bit_count(), [-(c >> i & 1) for i in range(base)]))
@@ -125,7 +126,7 @@ def _generators(base: int, more: int, resolution: int) -> tuple[int, ...] | None
 def plackett_burman(count: int, runs: int | None = None) -> Screen:
     """Return the Plackett-Burman design of `count` features in `runs` cells, by default the smallest.
 
-    Raises ValueError if the features are too many, or so few that two of its cells are the same.
+    Raises ValueError for too many features, or for so few that two cells are the same.
     """
     sizes = [size for size in PLACKETT_BURMAN if size > count and (runs is None or size == runs)]
     if not sizes:
@@ -143,11 +144,11 @@ def _ordered(cells: Sequence[int] | set[int]) -> tuple[int, ...]:
     return tuple(sorted(cells, key=lambda c: (c.bit_count(), [i for i in range(c.bit_length()) if c >> i & 1])))
 
 
-# ---- words for people ------------------------------------------------------------------------------------------------
+# ---- descriptions ----------------------------------------------------------------------------------------------------
 
 
 def describe(screen: Screen, features: Sequence[str]) -> Iterator[str]:
-    """Yield lines about the design: its size and resolution, its generators, its aliases up to pairs."""
+    """Yield lines about the design: its size and resolution, its generators, and its aliases up to pairs."""
     cells = f"{screen.count} features in {len(screen.cells)} cells"
     if not screen.regular:
         yield (
@@ -168,7 +169,7 @@ def describe(screen: Screen, features: Sequence[str]) -> Iterator[str]:
 
 
 def alias_warning(screen: Screen) -> str:
-    """Return a sentence on what limits the estimates of a design, '' at resolution V or more."""
+    """Return a sentence on what limits the estimates of a design, '' at resolution V or higher."""
     if not screen.regular:
         return (
             "This Plackett-Burman design is blind to interactions: a pair that interacts changes the main effects of "
@@ -183,7 +184,7 @@ def alias_warning(screen: Screen) -> str:
 
 
 def roman(resolution: int) -> str:
-    """Return a resolution as it is written, `V`."""
+    """Return a resolution as a Roman numeral, `V`."""
     return RESOLUTIONS.get(resolution) or ("VI", "VII", "VIII", "IX", "X", "XI")[resolution - 6]
 
 

@@ -1,7 +1,7 @@
 """Find secrets in experiment files, arguments and patches, by the name of a key or by the form of a value.
 
-Experiment files and --set must not hold any, because the folder of every run would keep them. A message gives the
-place and the key, never the value.
+Experiment files and --set must not contain secrets, because every run folder would keep them. A message gives the place
+and the key, never the value.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ PHRASES = (
     *("openai key", "wandb key", "anthropic key", "github pat", "gitlab pat", "db pass", "user pass", "smtp pass"),
     *("api keys", "access tokens", "webhook", "webhook url"),
 )
-# May follow such a name: PASSWORD_PROD, HF_TOKEN_READ
+# Suffixes that may follow such a name: PASSWORD_PROD, HF_TOKEN_READ
 USES = ("prod", "production", "dev", "staging", "test", "read", "write", "ro", "rw")
-# Words before `token` in names of text tokens: `pad_token: "<pad>"`, `max_token: 5`
+# Words before `token` in the names of text tokens: `pad_token: "<pad>"`, `max_token: 5`
 TEXT_TOKENS = re.compile(
     "pad|eos|bos|mask|cls|sep|unk|special|start|end|begin|stop|image|audio|text|prefix|suffix|extra|per|last|first|"
     "next|prompt|delimiter|separator|newline|think|tool|class|max|min|num|n|by|each"
@@ -53,7 +53,7 @@ FORMS = {
     "a key for W&B": r"\bwandb\s+login\s+(?:-\S+\s+)*[0-9a-f]{40}\b|\bwandb_v1_[A-Za-z0-9_-]{20,}",
 }
 _FORMS = {kind: re.compile(pattern) for kind, pattern in FORMS.items()}
-_HEX_KEY = re.compile(r"[0-9a-f]{40}")  # of W&B; a git commit too, so only under a name that ends with `key`
+_HEX_KEY = re.compile(r"[0-9a-f]{40}")  # of W&B; also a git commit, so it counts only under a name that ends in `key`
 # $NAME, {setting} or a path below one, $(command), <placeholder>, a pattern that begins with a group, ***
 _REFERS = re.compile(
     r"(?:\$[A-Z_][A-Z0-9_]*|\{[A-Za-z_][\w.-]*\})+(?:/.*)?|\$[{(].*|`.*|<[^<>]*>|"
@@ -67,7 +67,7 @@ _ASSIGNED = re.compile(
 )
 _OPTION = re.compile(r"--?[A-Za-z_][\w.-]*")
 
-# Files that hold secrets, by their names
+# Names of files that contain secrets
 FILES = (
     *(".env", ".env.*", "*.env", ".netrc", "_netrc", ".pypirc", ".npmrc", ".pgpass", ".htpasswd", ".git-credentials"),
     *("*.pem", "*.key", "*.p12", "*.pfx", "*.jks", "*.kdbx", "id_rsa*", "id_dsa*", "id_ecdsa*", "id_ed25519*"),
@@ -102,26 +102,26 @@ _ENVIRONMENT = re.compile(r"\$\{\s*env:\s*([^,{}\s]+)")
 
 
 def refuse_secrets(tree: Tree) -> None:
-    """Raise ConfigError with every secret in a file as it is written, comments aside."""
+    """Raise ConfigError listing every secret in a file as written, ignoring comments."""
     refuse(find_secrets(tree, tree.data, (), escaped_names(tree.data)))
 
 
 def refuse(found: Iterable[str]) -> None:
-    """Raise ConfigError with what `find_secrets` has found, if anything."""
+    """Raise ConfigError with what `find_secrets` found, if anything."""
     problems = list(dict.fromkeys(found))
     if problems:
         raise ConfigError(problems)
 
 
 def refuse_set(key: str, value: Any) -> None:
-    """Raise UserError if `key=value` of the command line is a secret."""
+    """Raise UserError if `key=value` from the command line is a secret."""
     for _, reason, _ in _search({key: value}, (), ()):
         shown = "..." if find_form(key) else key
         raise UserError(f"--set {shown}: {reason}; {_ADVICE}")
 
 
 def escaped_names(data: Mapping[str, Any]) -> list[str]:
-    """Return the settings that `not_secret` names."""
+    """Return the settings listed under `not_secret`."""
     names = data.get(ESCAPE)
     return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
 
@@ -136,7 +136,7 @@ def find_secrets(tree: Tree, value: Any, path: KeyPath, escaped: Sequence[str]) 
 
 
 def _search(value: Any, path: KeyPath, escaped: Sequence[str]) -> Iterator[tuple[KeyPath, str, str]]:
-    """Yield (path, reason, how to permit it) of each secret."""
+    """Yield (path, reason, how to allow it) for each secret."""
     if isinstance(value, dict):
         for key, inner in value.items():
             if find_form(key):
@@ -156,7 +156,7 @@ def _search(value: Any, path: KeyPath, escaped: Sequence[str]) -> Iterator[tuple
 
 
 def _reason_in_words(words: Sequence[Any]) -> str:
-    """Return why neighbors in a list, such as --api-key and the key, are a secret; '' if they are not."""
+    """Return why two neighboring list items, such as --api-key and its key, are a secret; '' if they are not."""
     option = find_secret_option(words)
     form = find_form(" ".join(word for word in words if isinstance(word, str)))
     return f"it gives a secret to {option}" if option else f"it looks like {form}" if form else ""
@@ -187,7 +187,7 @@ def is_secret_name(key: str) -> bool:
 
 
 def is_secret_value(key: str, value: Any) -> bool:
-    """True if the value of a key with such a name is a secret: not a switch, a reference, or a number of tokens."""
+    """True if the value of a key with such a name is a secret: not a boolean, a reference, or a number of tokens."""
     if value is None or isinstance(value, bool) or not isinstance(value, str | int | float):
         return False
     text = str(value).strip("\"' \t")
@@ -201,7 +201,7 @@ def is_secret_value(key: str, value: Any) -> bool:
 
 
 def find_form(text: str, key: str = "") -> str:
-    """Return the kind of secret that a text contains, '' for none. key: its name."""
+    """Return the kind of secret that a string contains, '' for none. key: its name."""
     found = next((kind for kind, pattern in _FORMS.items() if pattern.search(text)), "")
     if not found and _words(key)[-1:] == ["key"] and _HEX_KEY.fullmatch(text.strip()):
         return "a key of 40 digits"
@@ -215,7 +215,7 @@ def is_secret_file(path: str) -> bool:
 
 
 def find_assignment(line: str) -> str:
-    """Return the name that a line of a shell, or of arguments, gives a secret to; '' for none."""
+    """Return the name to which a shell line or argument line assigns a secret; '' for none."""
     for found in _ASSIGNED.finditer(line):
         key = (found["name"] or found["flag"]).lstrip("-")
         if is_secret_name(key) and is_secret_value(key, found["value"]):
@@ -224,7 +224,7 @@ def find_assignment(line: str) -> str:
 
 
 def find_secret_option(words: Sequence[Any]) -> str:
-    """Return the option in the words of a command whose value, the next word, is a secret; '' for none."""
+    """Return the option in a command whose value, the next word, is a secret; '' for none."""
     for option, value in pairwise(words):
         key = option.lstrip("-") if isinstance(option, str) and _OPTION.fullmatch(option) else ""
         if is_secret_name(key) and is_secret_value(key, value) and not str(value).startswith("-"):
@@ -233,7 +233,7 @@ def find_secret_option(words: Sequence[Any]) -> str:
 
 
 def _words(key: str) -> list[str]:
-    """`WANDB_API_KEY`, `wandbApiKey` and `wandb-api-key2` as wandb, api, key."""
+    """Split a key into words: `WANDB_API_KEY`, `wandbApiKey` and `wandb-api-key2` become wandb, api, key."""
     spaced = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", key)
     words = (word.rstrip("0123456789") for word in re.split(r"[^A-Za-z0-9]+", spaced.lower()))
     return [word for word in words if word]
@@ -241,12 +241,12 @@ def _words(key: str) -> list[str]:
 
 def _is_phrase(words: list[str]) -> bool:
     words = _without_use(words)
-    joined = f" {' '.join(words)}"  # PGPASSWORD has no word before its own
+    joined = f" {' '.join(words)}"  # PGPASSWORD is one word
     return joined.endswith((*(f" {phrase}" for phrase in PHRASES), "password", "passwd")) or words[1:][-1:] == ["pwd"]
 
 
 def _is_token(words: list[str]) -> bool:
-    """`token`, `hf_token`, `auth`; as the last word only, and not of `pad_token`."""
+    """True for `token`, `hf_token` and `auth`, only as the last word; False for `pad_token`."""
     words = _without_use(words)
     return words[-1:] == ["auth"] or (words[-1:] == ["token"] and not any(map(TEXT_TOKENS.fullmatch, words[-2:-1])))
 
@@ -261,7 +261,7 @@ def _without_use(words: list[str]) -> list[str]:
 def mask_patch(patch: str) -> str:
     """Return a git patch with its secrets masked; other lines are unchanged.
 
-    The patch has the prefixes a/ and b/ and no renames or colors; parts in another form are left out.
+    The patch must have the prefixes a/ and b/ and no renames or colors; parts in any other form are left out.
     """
     parts = re.split(r"^(?=diff --git )", patch, flags=re.MULTILINE)
     return "".join(_mask_file(part) for part in parts if part)

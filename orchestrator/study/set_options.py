@@ -1,4 +1,4 @@
-"""`--set key=value` of the command line: put into the merged tree, or over the settings of all cells."""
+"""`--set key=value` on the command line: applied to the merged tree, or over the settings of all cells."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ if TYPE_CHECKING:
     from ablatrix.orchestrator.study.yaml_tree import Tree
 
 POSITION = "--set"
-SECTIONS = ("vars", "slurm", "experiment_info", "goal")  # whose keys can be set one by one
+SECTIONS = ("vars", "slurm", "experiment_info", "goal")  # sections whose keys can be set one by one
 
 
 def parse(texts: Iterable[str]) -> Overrides:
-    """Return the `key=value` texts as values, in order. Raise UserError."""
+    """Parse `key=value` strings, in order. Raise UserError."""
     parsed: Overrides = {}
     for text in texts:
         key, equals, value = text.partition("=")
-        secrets.refuse_set(key, value)  # before any message that repeats it
+        secrets.refuse_set(key, value)  # before any message that could repeat it
         if not equals:
             raise UserError(f"--set {text}: write --set key=value, for instance --set trainer.max_iters=100")
         parsed[key] = yaml_tree.parse_scalar(value)
@@ -39,7 +39,7 @@ def variables(options: Overrides) -> Overrides:
 
 
 def apply(tree: Tree, options: Overrides) -> tuple[Tree, Overrides]:
-    """Return the tree with the options in it, and those that are settings: they override features too.
+    """Return the tree with the options applied, and the options that are settings: those also override features.
 
     Raise UserError for a key that does not exist.
     """
@@ -66,7 +66,7 @@ def apply(tree: Tree, options: Overrides) -> tuple[Tree, Overrides]:
 
 
 def _setting_keys(tree: Tree) -> list[str]:
-    """Return our trainer's settings, or those of a command that the file names."""
+    """Return the names of our trainer's settings, or the settings that the file defines for a command."""
     if tree.data.get("command") is None:
         return [key for key, _ in keys()]
     blocks = [block for _, block in settings_blocks(tree.data) if isinstance(block, dict)]

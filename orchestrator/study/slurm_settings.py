@@ -27,7 +27,7 @@ OptionValue = Annotated[str | bool, BeforeValidator(options.as_value, json_schem
 
 
 class SlurmSettings(BaseModel):
-    """Resources of one job. What is left out is left to the cluster's defaults."""
+    """Resources of one job. The cluster's defaults apply to everything left out."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
@@ -36,35 +36,35 @@ class SlurmSettings(BaseModel):
     qos: Word | None = None
     constraint: Word | None = None
     exclude: Word | None = None
-    nodes: Count = Field(1, ge=1, description="of each job; more than one for runs that several processes share")
+    nodes: Count = Field(1, ge=1, description="per job; more than one for runs shared by several processes")
     gpus_per_node: Gpus = Field(0, description="a number, or types and numbers: `a100:2`")
     processes_per_node: Count | None = Field(
-        None, ge=1, description="that share a run on each node (trainer.strategy); default: one for each GPU"
+        None, ge=1, description="processes per node that share a run (trainer.strategy); default: one per GPU"
     )
-    cpus_per_task: Count = Field(1, ge=1, description="cores on each node")
-    mem: Memory | None = Field(None, description="on each node: `16G`; a number without a unit is in MB")
+    cpus_per_task: Count = Field(1, ge=1, description="cores per node")
+    mem: Memory | None = Field(None, description="per node: `16G`; a number without a unit is in MB")
     time: Time = Field("01:00:00", description="limit of a job: HH:MM:SS, D-HH:MM:SS, or minutes")
     max_parallel: Count | None = Field(None, ge=1, description="jobs of the study that run at once")
     runs_per_job: Count = Field(1, ge=1, description="small runs side by side in one job, sharing its GPU and cores")
     signal_seconds: Count = Field(
         120, ge=10, description="how long before the time limit a job is signalled to checkpoint"
     )
-    comment: Comment | None = Field(None, description="that the site asks for; Ablatrix adds its own mark to it")
+    comment: Comment | None = Field(None, description="job comment required by the site; Ablatrix appends its own mark")
     requeue: Switch = Field(True, description="false where the site forbids it: submit again to continue a stopped run")
     clusters: Cluster | None = Field(
-        default_factory=options.cluster_of_shell, description="that the jobs go to (sbatch -M); default: this one"
+        default_factory=options.cluster_of_shell, description="cluster to submit to (sbatch -M); default: this one"
     )
     setup: Setup = Field([], description="shell lines run before the trainer, such as `module load cuda`")
     extra: dict[OptionName, OptionValue] = Field({}, description="other sbatch options: {nodelist: node1}")
     helper_jobs: dict[HelperOption, OptionValue] = Field(
-        {}, description="sbatch options of the small jobs without GPU (report, next wave): {partition: cpu}"
+        {}, description="sbatch options for the small jobs without a GPU (report, next wave): {partition: cpu}"
     )
 
     @model_validator(mode="before")
     @classmethod
     def _move_named_options(cls, data: Any) -> Any:
-        """Move options that are settings out of `extra`: `extra: {p: gpu}` is `partition: gpu`."""
-        if isinstance(data, dict):  # a key without a value counts as absent
+        """Move options that have their own setting out of `extra`: `extra: {p: gpu}` is `partition: gpu`."""
+        if isinstance(data, dict):  # a key without a value counts as missing
             data = {key: value for key, value in data.items() if value is not None}
         if not isinstance(data, dict) or not isinstance(data.get("extra"), dict):
             return data
@@ -91,10 +91,10 @@ class SlurmSettings(BaseModel):
 
     @property
     def gpu_count(self) -> int:
-        """GPUs of a job on each node, of any type, requested by any option."""
+        """GPUs per node of a job, of any type, requested by any option."""
         return options.count_gpus(self.gpus_per_node) or options.gpus_in(self.extra, self.nodes)
 
     @property
     def layout(self) -> Layout:
-        """The processes of a run that several share (trainer.strategy)."""
+        """The processes that share a run (trainer.strategy)."""
         return Layout(self.nodes, self.processes_per_node or max(1, self.gpu_count))

@@ -1,4 +1,4 @@
-"""The configuration of a run of our trainer, with what the orchestrator asks of it."""
+"""The configuration of a run of our trainer, extended by what the orchestrator needs."""
 
 from __future__ import annotations
 

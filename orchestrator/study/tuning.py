@@ -1,8 +1,8 @@
-"""Tuned arms: a setting whose best value is found for every cell, the baseline too, before cells are compared.
+"""Tuned arms: find a setting's best value for every cell, including the baseline, before comparing cells.
 
 Tuning runs train each cell at each value of the grid with the tuning seeds. Confirmation runs train it with the seeds
-of the study, which tuning never uses: at the cell's best value, and at the baseline's best value. Which values are best
-is known only after the tuning runs, so a study holds confirmation runs for every candidate, and few of them are queued.
+of the study, which tuning never uses, at the cell's best value and at the baseline's best value. The best values are
+known only after the tuning runs, so a study contains confirmation runs for every candidate, few of which are queued.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from ablatrix.orchestrator.study.scale import SEPARATOR
 from ablatrix.trainer.rundir.console import count
 
 SEEDS = "seeds"
-FIRST_SEED = 1001  # of a number of tuning seeds: far from those of the study, which may grow
+FIRST_SEED = 1001  # first tuning seed: far from the study's seeds, which may grow
 USUAL_SEEDS = 2
 FEWEST, MOST = 3, 9  # values of a grid
-STEPS_PER_DOUBLING = 4  # of the values that may be confirmed: rounding to them costs little, even at a steep minimum
+STEPS_PER_DOUBLING = 4  # density of candidates: rounding to them costs little, even at a steep minimum
 EXAMPLE = "{trainer.learning_rate: [1e-3, 2e-3, 4e-3]}"
 
 
@@ -43,7 +43,7 @@ R = TypeVar("R", bound=Tuned)
 
 @dataclass(frozen=True)
 class Tuning:
-    """What is tuned. grid: ascending; seeds: those of the tuning runs."""
+    """What is tuned. grid: ascending; seeds: of the tuning runs."""
 
     setting: str
     grid: tuple[float, ...]
@@ -51,7 +51,7 @@ class Tuning:
 
     @cached_property
     def candidates(self) -> tuple[float, ...]:
-        """The values that may be confirmed: the grid, and steps of at most 19% between its values, rounded."""
+        """The values that may be confirmed: the grid, and rounded steps of at most 19% between its values."""
         whole = all(isinstance(value, int) for value in self.grid)
         found: list[float] = [self.grid[0]]
         for low, high in pairwise(self.grid):
@@ -70,7 +70,7 @@ class Tuning:
         return float(run.cell.rpartition(SEPARATOR)[2])
 
     def is_tuning(self, run: Tuned) -> bool:
-        """True for a tuning run, False for one that confirms."""
+        """True for a tuning run, False for a confirmation run."""
         return run.seed in self.seeds
 
     def seeds_at(self, value: float, seeds: Sequence[int]) -> list[int]:
@@ -78,9 +78,9 @@ class Tuning:
         return [*(self.seeds if value in self.grid else ()), *seeds]
 
     def largest(self, runs: Sequence[R]) -> list[R]:
-        """Return as many of the runs as are trained at most: those that tune, and two values of each cell.
+        """Return the largest set of runs that may be trained: the tuning runs, and two values of each cell.
 
-        The baseline, the first cell, has only its own best value.
+        The baseline, which is the first cell, has only its own best value.
         """
         first, second = self.grid[:2]
         baseline = arm_of(runs[0].cell) if runs else ""
@@ -92,7 +92,7 @@ class Tuning:
         return [run for run in runs if self.is_tuning(run) or run.cell in wanted]
 
     def compared(self, runs: Sequence[R]) -> list[R]:
-        """Return the confirmation runs at one value: as many as the verdicts rest on."""
+        """Return the confirmation runs at one value: as many as the verdicts are based on."""
         return [run for run in runs if not self.is_tuning(run) and self.value_of(run) == self.grid[0]]
 
 
@@ -102,7 +102,7 @@ def arm_of(cell: str) -> str:
 
 
 def parse(value: Any) -> Any:
-    """Return what `tune:` says as a Tuning; None as it is. Raises ValueError."""
+    """Return the value of `tune:` as a Tuning; None unchanged. Raises ValueError."""
     if value is None or isinstance(value, Tuning):
         return value
     settings = dotted.flatten(value) if isinstance(value, dict) else {}

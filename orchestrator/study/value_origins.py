@@ -26,7 +26,7 @@ PHASES = tuple(f"trainer.{name}" for name in optimization.PHASES)
 
 
 def of_run(loaded: Loaded, features: tuple[str, ...], config: Config) -> dict[str, str]:
-    """Return dotted key -> origin of every setting in the configuration of a cell, in order."""
+    """Return dotted key -> origin for every setting in the configuration of a cell, in order."""
     if isinstance(config, CommandConfig):
         return _of_command(loaded, features, config)
     values = config.flat()
@@ -37,7 +37,7 @@ def of_run(loaded: Loaded, features: tuple[str, ...], config: Config) -> dict[st
 
 
 def position(loaded: Loaded, features: tuple[str, ...], key: str) -> str:
-    """Return `file:line: ` of the key that sets a value in a cell, the prefix of a message; "" if none does."""
+    """Return `file:line: ` of the key that sets a value in a cell, to prefix a message; "" if none does."""
     if key in loaded.forced:
         return f"--set {key}: "
     levels = loaded.experiment.active_levels(features)
@@ -48,7 +48,7 @@ def position(loaded: Loaded, features: tuple[str, ...], key: str) -> str:
 
 
 def setter(places: Mapping[str, str], key: str) -> str:
-    """Return the origin of an override in what `of_run` returns."""
+    """Return the origin of an override, looked up in the result of `of_run`."""
     return places.get(key) or places.get(f"{SETTINGS}.{key}", "")
 
 
@@ -60,7 +60,7 @@ def _of_command(loaded: Loaded, features: tuple[str, ...], config: CommandConfig
 
 
 def _places(loaded: Loaded, features: tuple[str, ...]) -> dict[str, str]:
-    """Return the origin of each setting that is given: base, scale, features in the file's order, --set."""
+    """Return the origin of each setting that was given: base, scale, features in the file's order, --set."""
     places = {key: _described(loaded.tree, ("base", key)) for key in loaded.experiment.base}
     for key in loaded.experiment.info:
         places[key] = _described(loaded.tree, ("experiment_info", key.partition(".")[2]))
@@ -100,7 +100,7 @@ def _variables(tree: Tree, raw: Any, seen: set[str]) -> Iterator[tuple[str, str]
 
 
 def _unset(loaded: Loaded, key: str, field: Any, values: Overrides, places: Mapping[str, str]) -> str:
-    """Return what decided a value that is not set."""
+    """Return what determined a value that was not set."""
     if key == "system.seed":
         return loaded.tree.position(("seeds",)) or "default of seeds"
     if key == "system.work_dir":

@@ -1,4 +1,4 @@
-"""Explain the errors of the YAML parser, and what to write instead."""
+"""Explain errors from the YAML parser, and what to write instead."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ QUOTED = re.compile(f"[{''.join(_QUOTES)}].*[{''.join(_QUOTES)}]", re.DOTALL)
 
 _OPEN_QUOTE = "the quote that is opened here is not closed"
 _NOT_CLOSED = "of line {opened} is not closed, or a comma is missing before this place"
-_EXPLANATIONS = {  # what PyYAML reports, context and problem in a line each; the first that matches
+_EXPLANATIONS = {  # PyYAML's report, one line each for context and problem; the first match counts
     r"found character '\\t' that cannot start any token": "a tab; YAML is indented with spaces only",
     "found character '(.+)' that cannot start any token": "a value cannot begin with {0}; put it in quotes",
     "found undefined alias '(.+)'": "*{0}: there is no anchor &{0} above; put a text that begins with * in quotes",
@@ -46,7 +46,7 @@ _EXPLANATIONS = {  # what PyYAML reports, context and problem in a line each; th
 
 
 def explain(error: yaml.MarkedYAMLError, text: str) -> tuple[int, str]:
-    """Return the line (from 1), and what is wrong there and what to write."""
+    """Return the line (from 1) and what is wrong there, with what to write instead."""
     mark = error.problem_mark or error.context_mark
     lines = text.splitlines() or [""]
     number = min(mark.line if mark else 0, len(lines) - 1)
@@ -78,7 +78,7 @@ def explain_no_mapping(text: str) -> tuple[int, str]:
 
 
 def _known(problem: str, context: str, line: int, opened: int) -> tuple[int, str]:
-    """Explain the problems whose cause does not depend on the text."""
+    """Explain problems whose cause does not depend on the text."""
     for pattern, explanation in _EXPLANATIONS.items():
         found = re.search(pattern, f"{context}\n{problem}", re.MULTILINE)
         if found:
@@ -92,7 +92,7 @@ def _unquoted_reference(line: str, column: int) -> str:
 
 
 def _second_colon(lines: list[str], number: int) -> tuple[int, str]:
-    """Explain a misplaced `: `: in a value, below a key that has a value, or after a line without its space."""
+    """Explain a misplaced `: `: in a value, below a key that has a value, or after a line that lacks the space."""
     above = next((n for n in range(number - 1, -1, -1) if lines[n].strip() and lines[n].strip()[0] != "#"), number)
     value = _TWO_COLONS.match(lines[number])
     if value:
@@ -103,7 +103,7 @@ def _second_colon(lines: list[str], number: int) -> tuple[int, str]:
 
 
 def no_space(line: str) -> str:
-    """Return what to write for `key:value`, '' for any other line."""
+    """Return what to write instead of `key:value`, '' for any other line."""
     found = _NO_SPACE.match(line)
     return f"no space after the colon; write `{found['key']}: {found['value'].strip()[:40]}`" if found else ""
 

@@ -1,7 +1,7 @@
 """Read YAML with the file and line of each key, so that errors can name them.
 
-Scalars follow YAML 1.2's core schema (`5e-4` is a float, `on` and `no` are words), duplicate keys are errors, and
-documents whose aliases unfold to an unreasonable size are refused.
+Scalars follow YAML 1.2's core schema (`5e-4` is a float, `on` and `no` are strings), duplicate keys are errors, and
+documents whose aliases expand to an unreasonable size are rejected.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Tree:
     where: dict[KeyPath, str] = field(default_factory=dict)
 
     def below(self, *root: str) -> Tree:
-        """Return the mapping at `root` as a tree with the same positions; an empty one for a key without a value."""
+        """Return the mapping at `root` as a tree with the same positions; empty for a key without a value."""
         where = {path[len(root) :]: at for path, at in self.where.items() if path[: len(root)] == root and path != root}
         return Tree(self.get(root) or {}, where)
 
@@ -85,7 +85,7 @@ def _compose(path: Path, text: str) -> yaml.Node | None:
 
 
 def parse_scalar(text: str) -> Any:
-    """Return a value as it would be read from a file: `true`, `5e-4`, `[1, 2]`, `word`. Raise UserError if invalid."""
+    """Parse a value as if read from a file: `true`, `5e-4`, `[1, 2]`, `word`. Raise UserError if invalid."""
     shown = text if len(text) < 80 else f"{text[:80]}..."
     try:
         node = yaml.compose(text, Loader=CoreLoader)
@@ -99,13 +99,13 @@ def parse_scalar(text: str) -> Any:
 
 
 def parse_or_text(text: str) -> Any:
-    """Return a text as a number, a switch, null, a list or a mapping; else as the same text."""
+    """Parse text as a number, boolean, null, list or mapping; return anything else unchanged."""
     plain = text.strip()
     if plain[:1] not in ("[", "{", "'", '"') and not any(p.match(plain) for p in PATTERNS.values()):
         return text
     try:
         return parse_scalar(plain) if plain else text
-    except UserError:  # a text that only begins like a list
+    except UserError:  # text that merely begins like a list
         return text
 
 
@@ -134,7 +134,7 @@ def _read(path: Path) -> str:
 
 
 def _without_tabs(text: str) -> str:
-    """Replace the tabs that JSON may be indented with, YAML not; the lines stay the same."""
+    """Replace tabs, which are allowed as indentation in JSON but not in YAML; line numbers stay the same."""
     if not text.lstrip().startswith("{") or "\t" not in text:
         return text
     try:
@@ -198,7 +198,7 @@ class _Builder:
         return mapping
 
     def _merge(self, mapping: dict[str, Any], node: yaml.Node, path: KeyPath, depth: int) -> None:
-        """Add the keys of `<<`, one level deep: the mapping's own keys win, then the first in the list."""
+        """Add the keys of `<<`, one level deep: the mapping's own keys win, then the first item in the list."""
         line = node.start_mark.line + 1
         if isinstance(node, yaml.ScalarNode) and node.tag == f"{TAGS}null":
             return
@@ -251,5 +251,5 @@ def _scalar(node: yaml.ScalarNode) -> Any:
 
 
 def _text(text: str) -> str:
-    """Return the text with the UTF-16 pairs of JSON's escapes as characters. Raise ValueError for half of one."""
+    """Decode the surrogate pairs of JSON's escapes. Raise ValueError for a lone surrogate."""
     return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16")
