@@ -10,11 +10,12 @@ from ablatrix.orchestrator.study import dotted
 from ablatrix.orchestrator.terminal import printing, tables
 from ablatrix.trainer.config.field_errors import spell
 from ablatrix.trainer.rundir import recorded_inputs, run_files
+from ablatrix.trainer.rundir.console import count
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from ablatrix.orchestrator.store.study_dir import StudyRun
+    from ablatrix.orchestrator.store.study_dir import Study, StudyRun
 
 IGNORED = ("system.work_dir", "command", "submitted")
 INPUTS = (*recorded_inputs.SETTINGS, recorded_inputs.DATA)
@@ -22,8 +23,7 @@ INPUTS = (*recorded_inputs.SETTINGS, recorded_inputs.DATA)
 
 def diff(first: str, second: str, study: str | None, output: Path, console: Console, *, as_json: bool = False) -> None:
     """Print what differs between two runs in configuration, data, code and environment."""
-    found = study_dir.find_study(study, output)
-    one, two = found.find_any(first), found.find_any(second)
+    one, two = _find_pair(study_dir.find_study(study, output), first, second)
     rows = find_differences(one, two)
     if as_json:
         found_rows = [dict(zip(("what", "first", "second"), row, strict=True)) for row in rows]
@@ -31,7 +31,14 @@ def diff(first: str, second: str, study: str | None, output: Path, console: Cons
         return
     names = ("what", one.id, two.id)
     table = [dict(zip(names, row, strict=True)) for row in rows]
-    tables.print_table(f"{len(rows)} differences", table, console, tables.Layout(columns=names, wrapped=names))
+    tables.print_table(count(len(rows), "difference"), table, console, tables.Layout(columns=names, wrapped=names))
+
+
+def _find_pair(study: Study, first: str, second: str) -> tuple[StudyRun, StudyRun]:
+    """Return the two runs; of two cells those of the first seed that both have."""
+    one, two = ([run for run in study.runs if run.cell == name] for name in (first, second))
+    pairs = ((a, b) for a in one for b in two if a.seed == b.seed)
+    return next(pairs, None) or (study.find_any(first), study.find_any(second))
 
 
 def find_differences(first: StudyRun, second: StudyRun) -> list[tuple[str, str, str]]:
