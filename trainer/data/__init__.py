@@ -1,1 +1,1 @@
-"""From a data file to batches: reading documents, encoding them, and the token cache that all jobs share."""
+"""From a data file to batches: read documents, encode them, and keep a token cache that all jobs share."""

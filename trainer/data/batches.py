@@ -1,9 +1,9 @@
-"""Batches of a tokenized corpus. Torch-free; arrays are numpy's.
+"""Batches from a tokenized corpus. Torch-free; arrays are numpy arrays.
 
-Sampling `document`: pick a document uniformly; if it has fewer than block_size + 1 tokens (or is none) pick again; then
-a random window of it. `stream` and `packed`: see trainer.data.sampling. Batch i draws from a counter-based generator
-(Philox, Salmon et al. 2011) keyed by the seed whose counter starts at i: it is a pure function of (seed, i), the same
-for every model and after every restart.
+Sampling `document`: pick a line uniformly; if it is not a document of at least block_size + 1 tokens, pick again; then
+take a random window of it. `stream` and `packed`: see trainer.data.sampling. Batch i draws from a counter-based
+generator (Philox, Salmon et al. 2011) keyed by the seed, with its counter starting at i: it is a pure function of
+(seed, i), the same for every model and after every restart.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from ablatrix.trainer.config import DataConfig
     from ablatrix.trainer.data.token_store import TokenStore
 
-STREAM = 0x62617463  # second word of the generator's key: batches, and nothing else that a seed decides
+STREAM = 0x62617463  # second word of the generator's key, which keeps batches independent of other uses of the seed
 
 
 def split_lines(store: TokenStore, config: DataConfig) -> range:
-    """Return the lines of the documents of `data.split`. Raises DataError if there is none."""
+    """Return the lines of the documents in `data.split`. Raises DataError if there are none."""
     boundary = store.first_held_out(config.held_out)
     if config.split == "train":
         return range(boundary)
@@ -37,7 +37,7 @@ def split_lines(store: TokenStore, config: DataConfig) -> range:
 
 
 def training_text(store: TokenStore, config: DataConfig) -> TrainingText:
-    """Return the text of `data.split` for the samplings that need a separator."""
+    """Return the text of `data.split`, for the sampling modes that need a separator."""
     if config.separator is None:
         raise DataError(f"data.sampling: {config.sampling} needs data.separator")
     return TrainingText(store, split_lines(store, config), config.separator)
@@ -47,11 +47,11 @@ class Batches:
     """Batch i as a pure function of (seed, i). Safe to call from several threads."""
 
     def __init__(self, store: TokenStore, config: DataConfig, batch_size: int, seed: int) -> None:
-        """Raises DataError if nothing in the split fills a window."""
+        """Prepare the sampling. Raises DataError if nothing in the split fills a window."""
         self.store, self.batch_size, self.seed = store, batch_size, seed
         self.length = config.block_size + 1
         self.lines = split_lines(store, config)
-        flat = isinstance(store, FlatStore)  # a stream already: its windows are those of its single document
+        flat = isinstance(store, FlatStore)  # already a stream: its windows are those of its single document
         if flat and config.sampling == "packed":
             raise DataError(f"{store.name}: holds token ids without documents to pack; set data.sampling to stream")
         if flat or config.sampling == "document":
@@ -64,7 +64,7 @@ class Batches:
         self._text.require(self.length if config.sampling == "stream" else 1)
 
     def __call__(self, i: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return inputs x and targets y of step i, (B, T) int64 each; y == -1 is padding and not scored.
+        """Return inputs x and targets y of step i, (B, T) int64 each; y == -1 is padding, which is not scored.
 
         y is x shifted by one, except in packed blocks, where it ends with each document.
         """
@@ -91,7 +91,7 @@ class Batches:
         return x, y
 
     def _accepted(self, i: int) -> Iterator[tuple[int, int]]:
-        """Yield (line, start) of the windows of stream i, without end. Each draw takes two words of the stream."""
+        """Yield (line, start) of windows drawn from stream i, without end. Each draw takes two words of the stream."""
         for fractions in self._fractions(i, 4 * self.batch_size):
             lines = self.lines.start + (fractions[::2] * len(self.lines)).astype(np.int64)
             starts = fractions[1::2].tolist()
@@ -99,7 +99,7 @@ class Batches:
                 yield int(lines[k]), int(starts[k] * (count - self.length + 1))
 
     def _drawn_tokens(self, i: int) -> Iterator[tuple[int, int]]:
-        """Yield (line, position) of the tokens of stream i, without end. Each draw takes one word of the stream."""
+        """Yield (line, position) of tokens drawn from stream i, without end. Each draw takes one word of the stream."""
         for fractions in self._fractions(i, 8 * self.batch_size):
             yield from self._text.draw(fractions)
 
@@ -112,14 +112,14 @@ class Batches:
 
 
 def _shifted(windows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return inputs and targets (B, T) of windows (B, T + 1)."""
+    """Return the inputs and targets (B, T) of windows (B, T + 1)."""
     return np.ascontiguousarray(windows[:, :-1]), np.ascontiguousarray(windows[:, 1:])
 
 
 def prefetch(
     batches: Callable[[int], tuple[np.ndarray, np.ndarray]], start: int, stop: int, workers: int
 ) -> Generator[tuple[np.ndarray, np.ndarray], None, None]:
-    """Yield batches start .. stop - 1 in order, prepared ahead by `workers` threads; 0: prepared on demand."""
+    """Yield batches start .. stop - 1 in order, prefetched by `workers` threads; with 0 they are prepared on demand."""
     if workers == 0:
         yield from map(batches, range(start, stop))
         return

@@ -1,7 +1,7 @@
-"""Builds token caches: worker processes share the shards of a corpus, on one host or on many.
+"""Build token caches: worker processes share the shards of a corpus, on one or many hosts.
 
-`python -m ablatrix.trainer.data.cache_builder DATA_CONFIG_JSON CACHE_DIR LIMIT NICE` is one worker. It ends when the
-cache is complete, when its standard input is closed (its parent died), or with an error message and its exit code.
+`python -m ablatrix.trainer.data.cache_builder DATA_CONFIG_JSON CACHE_DIR LIMIT NICE` is one worker. It exits when the
+cache is complete, when its standard input is closed (its parent died), or with an error message and an exit code.
 """
 
 from __future__ import annotations
@@ -33,22 +33,22 @@ if TYPE_CHECKING:
     from ablatrix.trainer.data.token_store import Meta
 
 POLL_SECONDS = 0.1
-QUIET_SECONDS = 2.0  # work that ends sooner needs no progress display
-BACKGROUND_WORKERS = 4  # of one job on one host; each takes about 150 MB
+QUIET_SECONDS = 2.0  # work that finishes sooner shows no progress
+BACKGROUND_WORKERS = 4  # per job and host; each takes about 150 MB
 EXIT_ENOUGH = 3  # exit code of a worker that found enough others
-LINE_SECONDS = 15.0  # between two lines of progress in a log file
+LINE_SECONDS = 15.0  # between two progress lines in a log file
 
 
 class Progress:
-    """Progress on stderr: one line that is rewritten on a terminal, a line every LINE_SECONDS in a log."""
+    """Progress on stderr: one line that is updated in place on a terminal, a line every LINE_SECONDS in a log."""
 
     def __init__(self, task: str, total: float, silent: bool = False) -> None:
         self.task, self.total, self.silent = task, total, silent
         self.begin = self.last = time.monotonic()
-        self.shown, self.done_before = 0, -1.0  # bytes done by an earlier build do not count for our speed
+        self.shown, self.done_before = 0, -1.0  # bytes done by an earlier build do not count toward our speed
 
     def __call__(self, done: float, note: str = "") -> None:
-        """Show that `done` bytes of `total` are done."""
+        """Show that `done` of `total` bytes are done."""
         if self.done_before < 0:
             self.done_before = done
         now = time.monotonic()
@@ -62,15 +62,15 @@ class Progress:
         self.last, self.shown = now, len(text)
 
     def close(self) -> None:
-        """End the line that was being rewritten."""
+        """End the line that was being updated."""
         if self.shown and sys.stderr.isatty():
             print(file=sys.stderr)
 
 
 def prepare(cache: Cache) -> None:
-    """Make the folder and the index unless they exist; of several processes one scans the corpus.
+    """Create the folder and the index unless they exist; only one process scans the corpus.
 
-    Raises DataError, after which the folder is gone, or RunError if the folder cannot be made.
+    Raises DataError after removing the folder, or RunError if the folder cannot be created.
     """
     try:
         make_folder(cache.folder.parent, parents=True)
@@ -89,14 +89,14 @@ def prepare(cache: Cache) -> None:
                 if not acquired:
                     progress(0, f"waiting for {claims.describe_owner('index')}")
                     time.sleep(POLL_SECONDS)
-    except FileNotFoundError:  # the process that scanned has refused the corpus: find out why
+    except FileNotFoundError:  # the process that scanned the corpus has rejected it: find out why
         return prepare(cache)
     return progress.close()
 
 
 @contextlib.contextmanager
 def removed_if_refused(cache: Cache) -> Iterator[None]:
-    """Leave no folder behind if the corpus cannot be used."""
+    """Remove the folder if the corpus turns out to be unusable."""
     try:
         yield
     except UserError:
@@ -105,20 +105,20 @@ def removed_if_refused(cache: Cache) -> Iterator[None]:
 
 
 def build(config: DataConfig, cache_dir: Path, workers: int) -> Meta:
-    """Complete the cache, with `workers` processes of which this is one, and return its meta.json.
+    """Complete the cache with `workers` processes, including this one, and return its meta.json.
 
-    The work is shared with other builds that are running. Raises DataError (the corpus cannot be used) or RunError (the
-    disk cannot).
+    The work is shared with other running builds. Raises DataError if the corpus cannot be used, RunError if the cache
+    cannot be written.
     """
     cache = Cache.of(config, cache_dir)
     with removed_if_refused(cache):
         _build(cache, config, cache_dir, workers)
-        while not cache.folder.exists():  # another process has refused the corpus: find out why
+        while not cache.folder.exists():  # another process has rejected the corpus: find out why
             _build(cache, config, cache_dir, workers)
     meta = cache.meta()
     if meta is None:
         raise RunError(f"{cache.folder}: was removed while it was being built; start again")
-    token_cache.sweep(cache)  # again: a worker that started late has made its folders
+    token_cache.sweep(cache)  # again, because a worker that started late may have created folders
     return meta
 
 
@@ -131,7 +131,7 @@ def _build(cache: Cache, config: DataConfig, cache_dir: Path, workers: int) -> N
             helpers = [start_worker(config, cache_dir, count) for _ in range(count)]
             work(cache, Progress(f"tokenizing {cache.name}", cache.size))
     except OSError as error:
-        # No error if another process has joined the shards and removed them
+        # Not an error if another process has joined the shards and removed them
         if cache.meta() is None and cache.folder.exists():
             reason = f"cannot be written: {error.strerror or error}"
             raise RunError(f"{error.filename or cache.folder}: {reason}; free space or set system.cache_dir") from None
@@ -143,7 +143,7 @@ def _build(cache: Cache, config: DataConfig, cache_dir: Path, workers: int) -> N
 def start_worker(
     config: DataConfig, cache_dir: Path, limit: int, nice: int = 0, stderr: int = subprocess.DEVNULL
 ) -> subprocess.Popen[bytes]:
-    """Start a worker process, which ends when this one does; at most `limit` work at a time per job and host."""
+    """Start a worker process that ends when this one does; at most `limit` run at a time per job and host."""
     command = [sys.executable, "-P", "-m", "ablatrix.trainer.data.cache_builder"]
     command += [config.model_dump_json(), str(cache_dir), str(limit), str(nice)]
     nothing, environ = subprocess.DEVNULL, module_environment()
@@ -151,13 +151,13 @@ def start_worker(
 
 
 def start_background(config: DataConfig, cache_dir: Path) -> list[subprocess.Popen[bytes]]:
-    """Start workers that use only the time and cores that a run leaves idle."""
+    """Start workers that use only cores and time that the run leaves idle."""
     count = min(allotted_cores(), BACKGROUND_WORKERS)
     return [start_worker(config, cache_dir, count, nice=19, stderr=subprocess.PIPE) for _ in range(count)]
 
 
 def stop_worker(worker: subprocess.Popen[bytes]) -> None:
-    """End a worker and wait for it."""
+    """Terminate a worker and wait for it to exit."""
     if worker.stdin is not None:
         worker.stdin.close()
     worker.terminate()
@@ -191,9 +191,9 @@ def work(cache: Cache, progress: Progress) -> None:
 def _build_shards(
     cache: Cache, lines: Lines, encoder: Encoder, claims: Claims, missing: list[int], *, progress: Progress
 ) -> bool:
-    """Build the missing shards that are not claimed; only if there is none, those of dead workers.
+    """Build the missing shards that are not claimed; if all are claimed, take over those of dead workers.
 
-    Return False if all are claimed.
+    Return False if no shard could be claimed.
     """
     built = 0
     for take_over in (False, True):
@@ -215,7 +215,7 @@ def _build_shards(
 def _join(cache: Cache, lines: Lines, claims: Claims) -> bool:
     with claims.holding("join", take_over=True) as acquired:
         if acquired and cache.meta() is None:
-            with contextlib.suppress(FileNotFoundError):  # a damaged shard was removed and will be built again
+            with contextlib.suppress(FileNotFoundError):  # a corrupt shard was removed and will be built again
                 token_cache.join_shards(cache, lines)
     return acquired
 
@@ -244,13 +244,13 @@ def main(argv: list[str]) -> int:
 
 
 def worker_slots(limit: int) -> list[str]:
-    """Return the claims of which a worker needs one: runs of one job, or of one machine without Slurm, share cores."""
+    """Return the claims of which a worker needs one: runs of a job, or of a machine without Slurm, share cores."""
     job = f"{socket.gethostname()}-{os.environ.get('SLURM_JOB_ID', '')}"
     return [f"worker-{job}-{k}" for k in range(limit)]
 
 
 def _exit_with_parent() -> None:
-    while os.read(0, 1):  # not through sys.stdin, whose lock would be held when the interpreter ends
+    while os.read(0, 1):  # not sys.stdin, whose lock would be held when the interpreter exits
         pass
     os._exit(1)
 

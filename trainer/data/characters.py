@@ -1,4 +1,4 @@
-"""Tokenizer whose tokens are the characters of a corpus, as in nanoGPT's character-level Shakespeare."""
+"""Tokenizer whose tokens are the characters of a corpus, as in nanoGPT's character-level Shakespeare example."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from ablatrix.trainer.rundir.errors import DataError
 if TYPE_CHECKING:
     from ablatrix.trainer.config import DataConfig
 
-UNKNOWN = "<|unknown|>"  # any character that the corpus does not have
+UNKNOWN = "<|unknown|>"  # stands for any character that is not in the corpus
 
 
 def character_tokenizer(config: DataConfig) -> dict[str, bytes]:
-    """Return tokenizer.json and tokenizer_config.json with the characters of a corpus, sorted, then two special tokens.
+    """Return tokenizer.json and tokenizer_config.json for a corpus: its sorted characters, then two special tokens.
 
     Raises DataError if the corpus cannot be read or has no documents.
     """
@@ -44,7 +44,7 @@ def character_tokenizer(config: DataConfig) -> dict[str, bytes]:
 
 
 def _read_texts(config: DataConfig) -> Iterator[str]:
-    """Yield the texts of all documents, in one pass and in the memory of one line."""
+    """Yield the texts of all documents in one pass, holding one line in memory at a time."""
     files = find_files(config)
     source = open_source(files, are_whole_texts(config, files))
     position, tail, more = 0, b"", b"\n"

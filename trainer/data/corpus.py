@@ -1,7 +1,7 @@
-"""Lines of a corpus: their index, the text of each, and why some hold no document. Torch-free.
+"""Lines of a corpus: their index, the text of each, and why some are not documents. Torch-free.
 
-Lines end at b"\\n" and are numbered from 0; blank ones count. A line that cannot be a document is skipped for one of
-the reasons in `SKIPS`; the corpus as a whole is refused only if no document is left.
+Lines end at b"\\n" and are numbered from 0, including blank ones. A line that cannot be a document is skipped for one
+of the reasons in `SKIPS`; the whole corpus is rejected only if no document is left.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ablatrix.trainer.data.text_source import Source
 
 MIN_CHARACTERS = 10  # a text shorter than this is not a document
-SKIPS = {  # reason -> one such line, several
+SKIPS = {  # reason -> (name of one such line, name of several)
     "blank": ("blank line", "blank lines"),
     "not_utf8": ("line that is not UTF-8", "lines that are not UTF-8"),
     "not_json": ("line that is not JSON", "lines that are not JSON"),
@@ -29,7 +29,7 @@ SKIPS = {  # reason -> one such line, several
     "not_string": ("object whose text is not a string", "objects whose text is not a string"),
     "too_short": (f"document under {MIN_CHARACTERS} characters", f"documents under {MIN_CHARACTERS} characters"),
 }
-FIRST_LINES = 1000  # which are read again to explain an error
+FIRST_LINES = 1000  # lines that are read again to explain an error
 EXPLAINED = ("not_utf8", "not_json", "not_object", "not_string")
 JSON_TYPES: dict[type, str] = {
     **{list: "a list", dict: "an object", str: "a string", bool: "true or false", type(None): "null"},
@@ -38,7 +38,7 @@ JSON_TYPES: dict[type, str] = {
 
 
 def scan_lines(source: Source, write: Callable[[np.ndarray], object], progress: Callable[[int], object]) -> int:
-    """Find where lines start, in one pass over the corpus and in constant memory.
+    """Find where lines start in one pass over the corpus, using constant memory.
 
     write: called with arrays of offsets, in order: the start of every line, then the end of the corpus.
     progress: called with the number of bytes read. Returns the number of lines.
@@ -60,9 +60,9 @@ def scan_lines(source: Source, write: Callable[[np.ndarray], object], progress: 
 
 
 def document_text(line: bytes, text_key: str) -> tuple[str | None, str]:
-    """Return (text, "") of a line that is a document, else (None, reason), the reason being a key of SKIPS.
+    """Return (text, "") for a line that is a document, else (None, reason), where reason is a key of SKIPS.
 
-    A line may begin with a byte order mark, as the first line of each file does in concatenated files.
+    A line may start with a byte order mark, like the first line of each part in a file made by concatenation.
     """
     line = line.removeprefix(BOM).strip(b" \t\r\n")
     if not line:
@@ -98,7 +98,7 @@ class Lines:
         return len(self.starts) - 1
 
     def size(self, line: int) -> int:
-        """Return the bytes of a line, which its text's bytes and tokens do not exceed."""
+        """Return the size of a line in bytes, an upper bound on its text's bytes and its tokens."""
         return int(self.starts[line + 1]) - int(self.starts[line])
 
     def raw(self, line: int) -> bytes:
@@ -111,11 +111,11 @@ class Lines:
         return value
 
     def text(self, line: int) -> tuple[str | None, str]:
-        """Return `document_text` of a line."""
+        """Return `document_text` for a line."""
         return document_text(self.raw(line), self.text_key)
 
     def place(self, line: int) -> str:
-        """Return `line 7` (from 1, in its file), or `element 7` of a JSON array, with the file's name if several."""
+        """Return `line 7` (from 1, in its file) or `element 7` (of a JSON array); with several files, with the name."""
         number = self.source.locate(int(self.starts[line]))
         file = self.source.files[number]
         first = int(np.searchsorted(self.starts, self.source.starts[number]))
@@ -123,7 +123,7 @@ class Lines:
         return f"{text} of {file.path.name}" if len(self.source.files) > 1 else text
 
     def explain(self, line: int, reason: str) -> str:
-        """Return where a skipped line is and what is wrong with it, for messages."""
+        """Return where a skipped line is and what is wrong with it, for use in messages."""
         where, raw = self.place(line), self.raw(line).removeprefix(BOM).strip()
         try:
             record = _parse(raw)
@@ -156,15 +156,15 @@ def _describe_json_error(error: Exception, raw: bytes) -> str:
 
 
 def count_skipped(reason: str, count: int) -> str:
-    """Return `1 blank line`, `3 blank lines`."""
+    """Return a count of skipped lines, such as `1 blank line` or `3 blank lines`."""
     one, several = SKIPS.get(reason, (reason, reason))
     return f"{count:,} {one if count == 1 else several}"
 
 
 def describe_skipped(name: str, lines: int, skipped: dict[str, int], first: dict[str, str]) -> str:
-    """Return a sentence about the lines that were skipped, "" if only blank ones were.
+    """Return a sentence about the skipped lines, "" if only blank lines were skipped.
 
-    lines: the corpus's number of lines. skipped: number of lines by reason. first: the first one of each reason.
+    lines: number of lines in the corpus. skipped: number of lines by reason. first: first line by reason.
     """
     reasons = {reason: count for reason, count in skipped.items() if reason != "blank"}
     if not reasons:
@@ -175,12 +175,12 @@ def describe_skipped(name: str, lines: int, skipped: dict[str, int], first: dict
 
 
 def _percent(share: float) -> str:
-    """Return a share above 0 as a percentage that is never 0."""
+    """Return a positive share as a percentage that never rounds to 0."""
     return f"{share:.0%}" if share >= 0.01 else f"{share:.1%}" if share >= 0.001 else "under 0.1%"
 
 
 def no_documents(name: str, skipped: dict[str, int], text_key: str, lines: Lines) -> DataError:
-    """Return the error for a corpus without any document, with the reasons."""
+    """Return the error for a corpus without any documents, including the reasons."""
     if not skipped:
         return DataError(f"{name}: the file is empty; it must hold one JSON object per line")
     reasons = ", ".join(count_skipped(reason, count) for reason, count in skipped.items())
@@ -195,7 +195,7 @@ def no_documents(name: str, skipped: dict[str, int], text_key: str, lines: Lines
 
 
 def _suggest_key(lines: Lines, text_key: str) -> str:
-    """Return `'content', 'id': set data.text_key`: the keys of the first objects, and the likely one."""
+    """Return `'content', 'id': set data.text_key`: the keys of the first objects, and which one is probably meant."""
     seen: dict[str, Any] = {}
     for line in range(min(len(lines), FIRST_LINES)):
         try:

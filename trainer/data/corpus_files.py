@@ -1,4 +1,4 @@
-"""Files of a corpus: one file, a folder of shards, a pattern, or a list. Torch-free."""
+"""Find the files of a corpus: one file, a folder of shards, a pattern, or a list. Torch-free."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ KINDS = (
     (".bin",),
     (".parquet",),
     (".txt",),
-)  # of shards in a folder; the first one found is taken
-TEXTS = 4  # position of .txt
+)  # suffixes of shards in a folder; the first kind found is used
+TEXTS = 4  # index of .txt
 FOREIGN = (".arrow", ".feather", ".csv", ".tsv", ".zip", ".tar", ".npy", ".pkl")
 METADATA = (
     "dataset_info.json",
@@ -34,17 +34,17 @@ METADATA = (
     "metadata.json",
     "config.json",
 )
-# What a file's name says about the split it holds: train.bin, fineweb_val_000000.bin, test-00000-of-00001.parquet
+# Splits, recognized by file name: train.bin, fineweb_val_000000.bin, test-00000-of-00001.parquet
 TRAINING = re.compile(r"(?:^|[._-])train", re.IGNORECASE)
 VALIDATION = re.compile(r"(?:^|[._-])(?:val|valid|validation|dev)(?:[._-]|\d|$)", re.IGNORECASE)
 TEST = re.compile(r"(?:^|[._-])(?:eval|test)(?:[._-]|\d|$)", re.IGNORECASE)
 
 
 def find_files(config: DataConfig) -> tuple[Path, ...]:
-    """Return the files of `data.file_path`: as listed, those of a folder or pattern sorted by name.
+    """Return the files of `data.file_path`: in the order listed; files of a folder or pattern are sorted by name.
 
-    Of a folder or pattern with training and validation or test files, by their names, the former. Raises DataError if
-    there is none, or if one is listed twice.
+    If a folder or pattern has, by name, both training files and validation or test files, only the training files are
+    returned. Raises DataError if there are no files, or if one is listed twice.
     """
     setting = config.files_setting
     found = [path for entry in config.entries for path in _training_of(_expand(entry, setting), entry, setting)]
@@ -62,9 +62,9 @@ def find_files(config: DataConfig) -> tuple[Path, ...]:
 
 
 def find_validation(config: DataConfig) -> tuple[Path, ...]:
-    """Return the validation files (else the test files) of a corpus by their names; () if there are none.
+    """Return the validation files of a corpus, or else its test files, recognized by name; () if there are none.
 
-    Those of a folder or pattern that has training files too, and val.bin beside train.bin.
+    They come from a folder or pattern that also has training files, or are next to a .bin file (train.bin and val.bin).
     """
     files, setting = find_files(config), config.files_setting
     beside = {path for entry in config.entries for path in _expand(entry, setting)} - set(files)
@@ -79,15 +79,15 @@ def find_validation(config: DataConfig) -> tuple[Path, ...]:
 
 
 def _start(kind: re.Pattern[str], path: Path) -> str | None:
-    """Return what a file's name has before its split, "fineweb" of fineweb_val_000000.bin; None if it names none."""
+    """Return the part of a file's name before its split ("fineweb" in fineweb_val_000000.bin); None without a split."""
     match = kind.search(path.name)
     return path.name[: match.start()] if match else None
 
 
 def _training_of(paths: list[Path], entry: str, setting: str) -> list[Path]:
-    """Return the paths of the training split if some are of it by their names, and others of another split; else all.
+    """Return only the training files if, by name, there are both training files and files of other splits; else all.
 
-    Raises DataError if there are both where held-out files are named.
+    Raises DataError if there are both and `setting` names held-out files.
     """
     training = [path for path in paths if TRAINING.search(path.name)]
     if not training or not any(kind.search(p.name) for p in set(paths) - set(training) for kind in (VALIDATION, TEST)):
@@ -98,26 +98,26 @@ def _training_of(paths: list[Path], entry: str, setting: str) -> list[Path]:
 
 
 def describe_files(config: DataConfig, files: Sequence[Path]) -> str:
-    """Return the name of a corpus as messages show it."""
+    """Return the name of a corpus for use in messages."""
     if len(files) == 1:
         return str(files[0])
     return f"{config.file_path if isinstance(config.file_path, str) else files[0].parent} ({len(files)} files)"
 
 
 def is_flat(path: Path) -> bool:
-    """True if a file holds token ids, by its name."""
+    """True if a file contains token ids, judging by its name."""
     return path.suffix == ".bin"
 
 
 def are_whole_texts(config: DataConfig, files: Sequence[Path]) -> bool:
-    """True if each plain text of a corpus is one document."""
+    """True if each plain text file of a corpus is one document."""
     return config.text_files == "documents" or (config.text_files == "auto" and len(files) > 1)
 
 
 def file_stamp(path: Path, setting: str = "data.file_path") -> tuple[int, int]:
-    """Return (size, mtime_ns) of a data file. Raises DataError if it does not exist or is not a plain file.
+    """Return (size, mtime_ns) of a data file. Raises DataError if it does not exist or is not a regular file.
 
-    setting: the one that names the file, for the message.
+    setting: the setting that names the file, for the message.
     """
     try:
         status = path.stat()
@@ -131,7 +131,7 @@ def file_stamp(path: Path, setting: str = "data.file_path") -> tuple[int, int]:
 
 
 def total_size(config: DataConfig) -> int:
-    """Return the bytes of all files of a corpus. Raises DataError as `find_files` does."""
+    """Return the total size of a corpus in bytes. Raises DataError like `find_files`."""
     return sum(file_stamp(path, config.files_setting)[0] for path in find_files(config))
 
 
@@ -142,7 +142,7 @@ def _expand(entry: str, setting: str) -> list[Path]:
     if os.path.isdir(path):
         return _shards(path, setting)
     if glob.has_magic(entry) and not os.path.lexists(entry):
-        matches = glob.glob(entry, recursive=True)  # noqa: PTH207  (Path.glob takes no absolute pattern)
+        matches = glob.glob(entry, recursive=True)  # noqa: PTH207  (Path.glob does not accept absolute patterns)
         found = sorted(Path(match) for match in matches if not os.path.isdir(match))
         if not found:
             raise DataError(f"{setting}: no file matches {entry!r} (looked in {Path.cwd()}){_brace_hint(entry)}")
@@ -155,7 +155,7 @@ def _brace_hint(entry: str) -> str:
 
 
 def _shards(folder: Path, setting: str) -> list[Path]:
-    """Return the data files in a folder, sorted by name. Raises DataError if there is none."""
+    """Return the data files in a folder, sorted by name. Raises DataError if there are none."""
     try:
         entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
     except OSError as error:
@@ -166,9 +166,9 @@ def _shards(folder: Path, setting: str) -> list[Path]:
         raise DataError(f"{setting}: {folder}: is a folder with .bin and .jsonl files; give a pattern ({folder}/*.bin)")
     foreign = [entry for entry in names if plain_suffix(entry) in FOREIGN]
     if foreign:
-        del groups[TEXTS]  # a README.txt beside data
+        del groups[TEXTS]  # probably a README.txt next to the data
     chosen = next((group for group in groups if group), [])
-    # No text: the content of the first file of another kind then tells what to do
+    # No supported file: the content of the first file of a different kind then determines the advice
     chosen = chosen or foreign[:1]
     if not chosen:
         there = ", ".join(entry.name + "/" * entry.is_dir() for entry in entries[:5]) or "nothing"
@@ -180,13 +180,13 @@ def _shards(folder: Path, setting: str) -> list[Path]:
 
 
 def plain_suffix(path: Path) -> str:
-    """Return the suffix of a file's name without that of a compression: `.jsonl` of x.jsonl.gz."""
+    """Return the suffix of a file's name without a compression suffix: `.jsonl` for x.jsonl.gz."""
     suffix = path.suffix.lower()
     return Path(path.stem).suffix.lower() if suffix in COMPRESSIONS else suffix
 
 
 def explain_missing(path: Path, error: OSError | ValueError, setting: str) -> DataError:
-    """Return the error for a file that cannot be read: what is missing, and the nearest existing name."""
+    """Return the error for a file that cannot be read, with what is missing and the closest existing name."""
     if not isinstance(error, FileNotFoundError | NotADirectoryError):
         reason = error.strerror if isinstance(error, OSError) else str(error)
         return DataError(f"{setting}: {str(path)!r}: cannot be read: {reason}")

@@ -1,4 +1,4 @@
-"""Settings that follow from the corpus: the held-out files beside it, and the steps of `trainer.epochs`."""
+"""Settings derived from the corpus: the held-out files next to it, and the number of steps for `trainer.epochs`."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
 
 def follow_corpus(config: RunConfig) -> RunConfig:
-    """Return the configuration with what its corpus decides.
+    """Return the configuration with the settings derived from its corpus filled in.
 
-    The validation files of a training split are `data.test_file`, unless that or `data.test_size` is given. Raises
-    ConfigError if epochs cannot be counted.
+    `data.test_file` becomes the validation files of a training split, unless it or `data.test_size` is set. Raises
+    ConfigError if epochs cannot be converted to steps.
     """
     data = config.data
     if not data.test_file and "test_size" not in data.model_fields_set and data.split == "train" and data.file_path:

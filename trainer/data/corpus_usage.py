@@ -1,4 +1,4 @@
-"""Usage of a corpus: how much of it fills a window and is trained on, and what is skipped."""
+"""Usage of a corpus: how much of it is trained on, and what is skipped or too short."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 
 BEGINNING = 1 << 20  # bytes of a large corpus that are checked before anything is queued
 ENOUGH = 0.9  # warn if a smaller share of the documents or tokens can be drawn
-SAMPLED_GROUPS = 256  # of lines packed together, evenly spaced, by which the padding of a large corpus is estimated
+SAMPLED_GROUPS = 256  # evenly spaced packing groups from which the padding of a large corpus is estimated
 MOST_SKIPPED = 0.1  # warn if a larger share of the lines is too short
 
 
 @dataclass(frozen=True)
 class Usage:
-    """Documents and tokens of the training split; usable_*: of the documents that data.sampling can reach."""
+    """Documents and tokens of the training split; usable_* count only documents that data.sampling can reach."""
 
     documents: int
     tokens: int
@@ -46,7 +46,7 @@ class Usage:
 
     @classmethod
     def of_counts(cls, parts: Iterable[np.ndarray], config: DataConfig) -> Usage:
-        """Sum up the usage of lines by their numbers of tokens, given in parts of (n,) int64."""
+        """Sum up the usage over the token counts of all lines, given in parts of (n,) int64."""
         totals = np.zeros(4, dtype=np.int64)
         for counts in parts:
             usable = counts[counts > (config.block_size if config.sampling == "document" else 0)]
@@ -55,7 +55,7 @@ class Usage:
 
 
 def describe_usage(store: TokenStore, config: DataConfig) -> tuple[str, list[str]]:
-    """Return a sentence about the content of a complete store, and warnings about what is never trained on."""
+    """Return a sentence about the content of a complete store, and warnings about text that is never trained on."""
     usage, length = Usage.of(store, config), config.block_size + 1
     if isinstance(store, FlatStore):
         text = f"{store.name}: {usage.tokens:,} tokens to train on, stored as {store.dtype.name}"
@@ -86,7 +86,7 @@ def describe_usage(store: TokenStore, config: DataConfig) -> tuple[str, list[str
 
 
 def _warn_of_unreached(name: str, usage: Usage, config: DataConfig) -> list[str]:
-    """Return a warning if data.sampling does not reach a good part of the documents."""
+    """Return a warning if data.sampling misses a large part of the documents."""
     share = usage.usable_tokens / max(usage.tokens, 1)
     if share >= ENOUGH and usage.usable_documents >= ENOUGH * usage.documents:
         return []
@@ -98,9 +98,9 @@ def _warn_of_unreached(name: str, usage: Usage, config: DataConfig) -> list[str]
 
 
 def find_unreached(config: DataConfig, cache_dir: Path) -> list[str]:
-    """Return a warning if data.sampling does not reach a good part of the documents; nothing is written.
+    """Return a warning if data.sampling misses a large part of the documents. Writes nothing.
 
-    They are counted in the token cache, or, before it is complete, in the beginning of the corpus. Raises DataError
+    Documents are counted in the token cache or, until it is complete, at the beginning of the corpus. Raises DataError
     (no such file) or OfflineCacheError (no such tokenizer).
     """
     files = find_files(config)
@@ -116,7 +116,7 @@ def find_unreached(config: DataConfig, cache_dir: Path) -> list[str]:
 
 
 def _describe_validation(config: DataConfig) -> str:
-    """Return which files are evaluated, or lie beside the corpus unused, as the end of a sentence."""
+    """Return which files are evaluated, or are next to the corpus but unused, as the end of a sentence."""
     if config.test_file:
         corpus = config.test_corpus
         return f"; evaluated on {describe_files(corpus, find_files(corpus))}"
@@ -125,20 +125,20 @@ def _describe_validation(config: DataConfig) -> str:
 
 
 def count_rows(store: TokenStore, config: DataConfig) -> float:
-    """Return the rows of batches that hold the reachable tokens of a complete store once.
+    """Return the number of batch rows in one pass over the reachable tokens of a complete store.
 
-    In packed blocks the separators and the padding count too; of a large corpus they are estimated.
+    Packed blocks also have separators and padding; for a large corpus the padding is estimated.
     """
     usage = Usage.of(store, config)
     if config.sampling != "packed":
         return usage.usable_tokens / config.block_size
-    used = usage.tokens + usage.documents  # with a separator each
+    used = usage.tokens + usage.documents  # plus one separator per document
     return used / config.block_size / _fullness(store, config)
 
 
 def _fullness(store: TokenStore, config: DataConfig) -> float:
-    """Return the share of packed blocks that is not padding, from at most about SAMPLED_GROUPS groups."""
-    text = TrainingText(store, split_lines(store, config), config.separator or 0)  # which one does not matter
+    """Return the share of packed blocks that is not padding, measured on at most about SAMPLED_GROUPS groups."""
+    text = TrainingText(store, split_lines(store, config), config.separator or 0)  # any separator will do
     packing = Packing(text, config.block_size)
     step = -(-len(packing.groups) // SAMPLED_GROUPS)
     blocks = [block for group in packing.groups[::step] for block in packing.blocks(group)]
@@ -146,7 +146,7 @@ def _fullness(store: TokenStore, config: DataConfig) -> float:
 
 
 def read_beginning(config: DataConfig) -> Lines:
-    """Return the first lines of a corpus: those that end within BEGINNING bytes."""
+    """Return the lines that end within the first BEGINNING bytes of a corpus."""
     files = find_files(config)
     source = open_source(files, are_whole_texts(config, files))
     starts = np.flatnonzero(np.frombuffer(source.read(0, BEGINNING), dtype=np.uint8) == ord("\n")) + 1

@@ -1,4 +1,4 @@
-"""Data sets of the hub: a file, or the files of a pattern or folder, downloaded and entered into the manifest."""
+"""Download data sets from the hub (a file, or the files of a pattern or folder) and add them to the manifest."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from ablatrix.trainer.rundir.files import personal, remove
 
 
 def warm_data_set(repo: str, pattern: str, data_dir: Path, cache_dir: Path, *, force: bool = False) -> Path:
-    """Download the files of a data set that a pattern or folder names, all at one commit, into a folder of its name.
+    """Download the files of a data set that match a pattern or folder, all at one commit, to a folder named after it.
 
-    Raises UserError if there is none, or if two have one name; also as `hub.fetch` does.
+    Raises UserError if there are none, or if two have the same name; also raises like `hub.fetch`.
     """
     files, commit = hub.list_files(repo)
     chosen = choose_files(files, pattern)
@@ -38,7 +38,7 @@ def warm_data_set(repo: str, pattern: str, data_dir: Path, cache_dir: Path, *, f
 
 
 def choose_files(files: Sequence[str], pattern: str) -> list[str]:
-    """Return the data files that a pattern or a folder names, all for ''; of several formats those of one."""
+    """Return the data files that match a pattern or folder, all for ''; if there are several formats, only one's."""
     matched = [file for file in files if not pattern or fnmatch(file, pattern) or Path(pattern) in Path(file).parents]
     data = [file for file in matched if Path(file).name not in METADATA]
     groups = ([file for file in data if plain_suffix(Path(file)) in kind] for kind in KINDS)
@@ -48,7 +48,7 @@ def choose_files(files: Sequence[str], pattern: str) -> list[str]:
 def warm_data(
     repo: str, file: str, data_dir: Path, cache_dir: Path, *, force: bool = False, revision: str = "main"
 ) -> Path:
-    """Download one file of a data set into `data_dir` unless it is there and whole. Raises as `hub.fetch` does."""
+    """Download one file of a data set to `data_dir` unless it is there and complete. Raises like `hub.fetch`."""
     if not all(part.isprintable() and part not in ("", ".", "..") for part in file.split("/")):
         raise UserError(f"--data {repo}:{file!r}: not the path of a file in a repository")
     target, key = data_dir / Path(file).name, f"{repo}:{file}"
@@ -80,5 +80,5 @@ def warm_data(
 
 
 def now() -> str:
-    """Return the time in UTC, as the manifest records it."""
+    """Return the current UTC time in the manifest's format."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

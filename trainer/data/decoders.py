@@ -1,4 +1,4 @@
-"""Decoders of the layers around a corpus: compression, UTF-16, JSON arrays. Every layer is a stream over another."""
+"""Decoders for the layers around a corpus: compression, UTF-16, JSON arrays. Each layer is a stream over the next."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from typing import Any, BinaryIO, cast
 from ablatrix.trainer.rundir.errors import DataError, UserError
 from ablatrix.trainer.rundir.program import pip_install
 
-CHUNK = 1 << 20  # bytes read at a time: fits the cache of a core
+CHUNK = 1 << 20  # bytes read at a time: fits in a core's cache
 COMPRESSED = {
     "gzip": (b"\x1f\x8b",),
-    "xz": (b"\xfd7zXZ\0", b"]\0\0"),  # the second: .lzma
+    "xz": (b"\xfd7zXZ\0", b"]\0\0"),  # the second is .lzma
     "bzip2": (b"BZh",),
     "zstd": (b"\x28\xb5\x2f\xfd", *(bytes([0x50 + k]) + b"\x2a\x4d\x18" for k in range(16))),  # skippable frames
 }
 PARQUET = b"PAR1"
-ROWS = 256  # of a Parquet file decoded at a time
-PARAGRAPHS, WHOLE = "paragraphs", "whole"  # layers of plain text: a document per block of lines, or one in all
+ROWS = 256  # rows of a Parquet file decoded at a time
+PARAGRAPHS, WHOLE = "paragraphs", "whole"  # layers of plain text: one document per block of lines, or per file
 BLANK_LINES = re.compile(r"\n(?:[ \t\r\f\v]*\n)+")
-LONGEST_WINDOW = 1 << 31  # of zstd --long=31
+LONGEST_WINDOW = 1 << 31  # window of zstd --long=31
 TO_UTF8 = "iconv -f WINDOWS-1252 -t UTF-8"
 BLANKS = re.compile(r"[\s,]*")
 
@@ -37,8 +37,8 @@ BLANKS = re.compile(r"[\s,]*")
 def unwrap(stream: BinaryIO, layer: str, path: Path) -> BinaryIO:
     """Return the decoded stream of a layer.
 
-    layer: a name in COMPRESSED or "utf-16"; or one that becomes JSON lines: "values" (JSON arrays and objects),
-    "parquet", PARAGRAPHS or WHOLE (plain text).
+    layer: a key of COMPRESSED, "utf-16", or a layer that is converted to JSON lines: "values" (JSON arrays and
+    objects), "parquet", PARAGRAPHS or WHOLE (plain text).
     """
     if layer == "gzip":
         return _buffered(gzip.GzipFile(fileobj=stream, mode="rb"))
@@ -70,7 +70,7 @@ def explain_damage(path: Path) -> Iterator[None]:
     except (EOFError, zlib.error, lzma.LZMAError, _DamagedError) as error:
         raise _damaged(path, error) from None
     except OSError as error:
-        if error.errno is not None:  # of the file system; bz2 and gzip give no number
+        if error.errno is not None:  # from the file system; bz2 and gzip set no errno
             raise
         raise _damaged(path, error) from None
     except Exception as error:
@@ -84,11 +84,11 @@ def _damaged(path: Path, error: Exception) -> DataError:
 
 
 class _DamagedError(Exception):
-    """A JSON array that ends too early or is not JSON."""
+    """The data is truncated or malformed, such as a JSON array that ends too early."""
 
 
 class _Pieces(io.RawIOBase):
-    """A stream of the bytes that an iterator yields."""
+    """A stream over the bytes that an iterator yields."""
 
     def __init__(self, pieces: Iterator[bytes]) -> None:
         self._pieces, self._ready = pieces, memoryview(b"")
@@ -123,7 +123,7 @@ def _zstd_decompressor(path: Path) -> Any:
 
 
 def _zstd_frames(stream: BinaryIO, decompressor: Any) -> Iterator[bytes]:
-    """Decompress frame after frame. zstandard's own reader accepts a truncated file."""
+    """Decompress frame by frame, because zstandard's own reader accepts truncated files."""
     frame, begun, raw = decompressor.decompressobj(), False, b""
     while raw := raw or stream.read(CHUNK // 8):
         begun = True
@@ -137,9 +137,9 @@ def _zstd_frames(stream: BinaryIO, decompressor: Any) -> Iterator[bytes]:
 
 
 def _lines_of_rows(stream: BinaryIO, path: Path) -> Iterator[bytes]:
-    """Yield the rows of a Parquet file as JSON objects, one line each; columns of bytes are left out.
+    """Yield the rows of a Parquet file as JSON objects, one per line, without binary columns.
 
-    Raises UserError if the package is missing, _DamagedError if the file is damaged.
+    Raises UserError if the package is missing, _DamagedError if the file is corrupt.
     """
     try:
         import pyarrow
@@ -157,7 +157,7 @@ def _lines_of_rows(stream: BinaryIO, path: Path) -> Iterator[bytes]:
 
 
 def _lines_of_text(stream: BinaryIO, whole: bool) -> Iterator[bytes]:
-    """Yield the documents of plain text as JSON objects, one line each: all of it, or blocks between blank lines."""
+    """Yield documents of plain text as JSON objects, one per line: the whole text, or blocks split by blank lines."""
     decoder, buffer = codecs.getincrementaldecoder("utf-8-sig")(), ""
     while more := _read_text(stream, decoder, CHUNK):
         buffer += more
@@ -180,15 +180,15 @@ def _to_utf8(stream: BinaryIO, encoding: str) -> Iterator[bytes]:
 
 
 def _lines_of_values(stream: BinaryIO) -> Iterator[bytes]:
-    """Yield the elements of JSON arrays, and JSON values outside of arrays, as one line each.
+    """Yield the elements of JSON arrays, and JSON values outside arrays, as one line each.
 
-    Raises EOFError if the last one is cut off, _DamagedError for what is not JSON.
+    Raises EOFError if the last one is cut off, _DamagedError if the data is not JSON.
     """
     characters, decoder = codecs.getincrementaldecoder("utf-8-sig")(), json.JSONDecoder()
     buffer, at, inside, count = "", 0, False, 0
     lines: list[bytes] = []
     while True:
-        at = BLANKS.match(buffer, at).end()  # type: ignore[union-attr] # it matches nothing, too
+        at = BLANKS.match(buffer, at).end()  # type: ignore[union-attr] # also matches the empty string
         if at == len(buffer):
             yield b"".join(lines)
             lines, buffer, at = [], _read_text(stream, characters, CHUNK), 0
@@ -215,7 +215,7 @@ def _lines_of_values(stream: BinaryIO) -> Iterator[bytes]:
 
 
 def _read_text(stream: BinaryIO, decoder: codecs.IncrementalDecoder, size: int) -> str:
-    """Return more text, "" only at the end."""
+    """Return the next text, "" only at the end."""
     while raw := stream.read(size):
         if text := decoder.decode(raw):
             return text
@@ -223,7 +223,7 @@ def _read_text(stream: BinaryIO, decoder: codecs.IncrementalDecoder, size: int) 
 
 
 def _needs_more(error: Exception, buffer: str) -> bool:
-    """True if a JSON value may be incomplete only because `buffer` ends within it."""
+    """True if parsing may have failed only because `buffer` ends inside a JSON value."""
     if not isinstance(error, json.JSONDecodeError):
         return False
     return error.msg.startswith("Unterminated string") or error.pos >= len(buffer) - 16

@@ -1,7 +1,7 @@
-"""Embedded sample corpus: real text that every machine with Python has, and a small GPT-2 style tokenizer.
+"""Embedded sample corpus: real text that exists on every machine with Python, and a small GPT-2 style tokenizer.
 
-The corpus is the Python standard library, one document per module: its sources with their documentation strings. It
-is the same on every run of the same Python, needs no network and no license question.
+The corpus is the source code of the Python standard library, one document per module. It is the same on every run of
+the same Python version, needs no network and raises no license questions.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from typing import Any
 from ablatrix.trainer.rundir.errors import UserError
 from ablatrix.trainer.rundir.files import atomic_write
 
-VOCAB_SIZE = 4096  # END_OF_TEXT included, which is the last one, as in GPT-2
+VOCAB_SIZE = 4096  # including END_OF_TEXT, which has the last id, as in GPT-2
 END_OF_TEXT = "<|endoftext|>"
-# Tests, generated tables, what some distributions leave out or change, and what newer Pythons no longer have.
+# Tests, generated tables, modules that some distributions omit or change, and modules removed in newer Pythons.
 LEFT_OUT = frozenset(
     (
         *("test", "tests", "idle_test", "idlelib", "lib2to3", "distutils", "tkinter", "turtledemo", "ensurepip"),
@@ -29,7 +29,7 @@ LEFT_OUT = frozenset(
 
 
 def modules(root: Path | None = None) -> Iterator[tuple[str, Path]]:
-    """Yield (dotted name, file) of the standard library's modules, sorted. Raises UserError if there is none."""
+    """Yield (dotted name, file) of the standard library's modules, sorted. Raises UserError if there are none."""
     root = root or Path(sysconfig.get_paths()["stdlib"])
     found = {}
     for path in root.rglob("*.py"):
@@ -42,19 +42,19 @@ def modules(root: Path | None = None) -> Iterator[tuple[str, Path]]:
 
 
 def documents(root: Path | None = None) -> Iterator[dict[str, Any]]:
-    """Yield the sample corpus as records with `text` and `meta`, without empty modules."""
+    """Yield the sample corpus as records with `text` and `meta`, skipping empty modules."""
     for name, path in modules(root):
         try:
-            with tokenize.open(path) as file:  # obeys a coding cookie
+            with tokenize.open(path) as file:  # respects a PEP 263 encoding declaration
                 text = file.read()
         except (OSError, SyntaxError, UnicodeDecodeError):
-            continue  # not a module of the standard library
+            continue  # not part of the standard library
         if text.strip():
             yield {"text": text, "meta": {"module": name}}
 
 
 def write_corpus(path: Path, root: Path | None = None) -> int:
-    """Write the sample corpus as JSONL unless the file is the same already; return the number of documents."""
+    """Write the sample corpus as JSONL unless the file is already identical; return the number of documents."""
     lines = [json.dumps(record, ensure_ascii=False) for record in documents(root)]
     content = ("\n".join(lines) + "\n").encode()
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -64,7 +64,7 @@ def write_corpus(path: Path, root: Path | None = None) -> int:
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int = VOCAB_SIZE) -> dict[str, bytes]:
-    """Train a byte-level BPE (Sennrich et al. 2016; Radford et al. 2019); return the files of a GPT-2 style tokenizer.
+    """Train a byte-level BPE (Sennrich et al. 2016; Radford et al. 2019); return GPT-2 style tokenizer files.
 
     The same texts give the same bytes: ties between pairs are broken by the ids of their parts.
     """
@@ -89,7 +89,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = VOCAB_SIZE) -> dict[
 def tokenizer_files(vocab: dict[str, int], merges: list[str]) -> dict[str, bytes]:
     """Return tokenizer.json and tokenizer_config.json of a GPT-2 style tokenizer.
 
-    vocab: id of each token (END_OF_TEXT is added last if missing); merges: `left right`, most important first.
+    vocab: id of each token (END_OF_TEXT is appended if missing); merges: `left right` pairs, highest priority first.
     """
     special = {"lstrip": False, "normalized": True, "rstrip": False, "single_word": False, "special": True}
     tree = {

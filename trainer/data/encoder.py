@@ -1,11 +1,11 @@
-"""Bulk encoder: text to token ids, exactly those of the tokenizer.json (and of GPT2TokenizerFast, if of its kind).
+"""Bulk encoder from text to token ids, identical to those of tokenizer.json (and of GPT2TokenizerFast, if of its kind).
 
 tiktoken, built from the cached vocabulary and merges, encodes several times faster than the tokenizers library. It
-merges any two neighbors whose concatenation is a token, by rank; byte-level BPE merges listed pairs only. The two
-agree on every text if the ranks are the order of the merges and every token, taken alone, is encoded as itself
-(`fast_table` checks this): were two neighbors a non-listed pair with a token as concatenation, encoding that
-concatenation alone would pass through the same two neighbors, since merges inside a span do not depend on what
-stands outside as long as none crosses its ends, and would stop there.
+merges any two neighbors whose concatenation is a token, by rank; byte-level BPE merges only listed pairs. The two agree
+on every text if the ranks follow the order of the merges and every token encodes to itself when encoded alone
+(`fast_table` checks this): if two neighbors were an unlisted pair whose concatenation is a token, then encoding that
+token alone would produce the same two neighbors and stop there, since merges inside a span do not depend on the text
+outside as long as none crosses its ends.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from ablatrix.trainer.rundir.errors import OfflineCacheError
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-# The splitting rule of Radford et al. 2019, as in tokenizers' ByteLevel. All that needs no look-ahead is one group:
-# tiktoken's engine runs it as a finite automaton and backtracks for the rest only, which is 1.7 times faster.
+# The splitting rule of Radford et al. 2019, as in tokenizers' ByteLevel. Everything without look-ahead is in one group:
+# tiktoken's engine runs that part as a finite automaton and backtracks only for the rest, which is 1.7 times faster.
 PATTERN = r"(?:'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+)|\s+(?!\S)|\s"
-LONE_SURROGATES = re.compile("[\ud800-\udfff]")  # JSON can carry them, UTF-8 cannot
+LONE_SURROGATES = re.compile("[\ud800-\udfff]")  # JSON can contain them, UTF-8 cannot
 BYTES = 256
 
 
 class Encoder:
-    """Encodes one document at a time, without adding special tokens. Safe to share between threads.
+    """Encode one document at a time, without adding special tokens. Thread-safe.
 
-    Text of an added token inside a document, such as "<|endoftext|>", becomes that token, as in GPT2TokenizerFast.
+    The text of an added token in a document, such as "<|endoftext|>", becomes that token, as in GPT2TokenizerFast.
     """
 
     def __init__(self, info: TokenizerInfo) -> None:
-        """Raises OfflineCacheError if the tokenizer's files are not those of the manifest."""
+        """Load the tokenizer. Raises OfflineCacheError if its files do not match the manifest."""
         verify(info)
         self.dtype = token_dtype(info.vocab_size)
         self._file = info.folder / "tokenizer.json"
@@ -62,7 +62,7 @@ class Encoder:
             return None
         try:
             ranks: np.ndarray = self._fast.encode_to_numpy(text, allowed_special="all", disallowed_special=())
-        except ValueError:  # its regular expression gives up on a run of a million blanks
+        except ValueError:  # its regular expression engine gives up on a million consecutive blanks
             return None
         return ranks
 
@@ -73,17 +73,17 @@ class Encoder:
 
 
 def token_dtype(vocab_size: int) -> np.dtype[Any]:
-    """Return the smallest type that holds every id: uint16 up to 65,536 tokens, else uint32."""
+    """Return the smallest dtype that fits every id: uint16 up to 65,536 tokens, else uint32."""
     return np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
 
 
 def exact_tokenizer(file: Path) -> Tokenizer:
-    """Load a tokenizer.json with the tokenizers library. Raises OfflineCacheError if it is not one."""
+    """Load a tokenizer.json with the tokenizers library. Raises OfflineCacheError if it is not valid."""
     from tokenizers import Tokenizer
 
     try:
         tokenizer = Tokenizer.from_file(str(file))
-    except Exception as error:  # noqa: BLE001  (tokenizers raises no other)
+    except Exception as error:  # noqa: BLE001  (tokenizers raises plain Exception)
         raise OfflineCacheError(f"{file}: not a tokenizer: {error}") from None
     tokenizer.no_truncation()
     tokenizer.no_padding()
@@ -91,7 +91,7 @@ def exact_tokenizer(file: Path) -> Tokenizer:
 
 
 def byte_characters() -> dict[str, int]:
-    """Return the byte of each printable stand-in character of a byte-level BPE (Radford et al. 2019)."""
+    """Map each printable stand-in character of byte-level BPE to its byte (Radford et al. 2019)."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [byte for byte in range(BYTES) if byte not in printable]
     return {chr(b): b for b in printable} | {chr(BYTES + k): b for k, b in enumerate(others)}
@@ -100,8 +100,8 @@ def byte_characters() -> dict[str, int]:
 def fast_table(tokenizer_json: Path) -> np.ndarray | None:
     """Return the token id of each tiktoken rank (256 bytes, merges in order, then the special token).
 
-    None if tiktoken may give other ids: other pre-tokenizers or normalizers, a vocabulary that its merges do not make,
-    several added tokens, or added tokens that swallow blanks.
+    None if tiktoken may give different ids: other pre-tokenizers or normalizers, a vocabulary that its merges do not
+    produce, several added tokens, or added tokens that strip whitespace.
     """
     tree = _read_tree(tokenizer_json)
     added = tree["added_tokens"]
@@ -125,7 +125,7 @@ def _read_tree(tokenizer_json: Path) -> dict[str, Any]:
 
 
 def _rank_tokens(tree: dict[str, Any]) -> list[str]:
-    """Return the tokens in tiktoken's order of ranks: single bytes by id, then the result of each merge."""
+    """Return the tokens in the order of tiktoken's ranks: single bytes by id, then the result of each merge."""
     vocab = tree["model"]["vocab"]
     merges = (merge.split(" ") if isinstance(merge, str) else merge for merge in tree["model"]["merges"])
     return [*sorted(byte_characters(), key=lambda c: vocab.get(c, -1)), *(left + right for left, right in merges)]
@@ -142,7 +142,7 @@ def _rank_ids(tree: dict[str, Any]) -> np.ndarray:
 
 
 def _tiktoken(folder: Path) -> tuple[Any, np.ndarray]:
-    """Return tiktoken's engine for a tokenizer that `fast_table` accepted, and the id of each of its ranks."""
+    """Return tiktoken's engine for a tokenizer that `fast_table` accepts, and the token id of each rank."""
     import tiktoken
 
     tree, alphabet = _read_tree(folder / "tokenizer.json"), byte_characters()

@@ -1,4 +1,4 @@
-"""Count the rows of batches in an epoch, by which `trainer.epochs` becomes a number of steps."""
+"""Count the batch rows in an epoch, to convert `trainer.epochs` to a number of steps."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from ablatrix.trainer.rundir.program import program
 if TYPE_CHECKING:
     from ablatrix.trainer.config import DataConfig, RunConfig
 
-SMALL_CORPUS = 64 << 20  # bytes that are tokenized at once, in seconds
+SMALL_CORPUS = 64 << 20  # bytes: a corpus up to this size is tokenized immediately, which takes seconds
 
 
 def rows_per_epoch(config: RunConfig) -> float:
     """Return the batch rows in one pass over the training tokens that data.sampling can reach.
 
-    Tokenizes a small corpus. Raises DataError, with the command to run, if a larger one has no token cache yet.
+    Tokenizes a small corpus. Raises DataError, with the command to run, if a larger corpus has no token cache yet.
     """
     return _count_rows(config.data, Path(config.system.cache_dir))
 

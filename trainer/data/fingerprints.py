@@ -1,8 +1,8 @@
-"""Fingerprints of a run's corpus and tokenizer, by which a change of their content is detected.
+"""Fingerprints of a run's corpus and tokenizer, used to detect changes in their content.
 
-Two are recorded: `of_corpus` reads only pieces of a large corpus, so that every submit can afford it; `of_lines` also
-covers the length of every line and is computed when the corpus is indexed. Recorded values are compared with new ones:
-which pieces are read must not change. Torch-free.
+Two are recorded: `of_corpus` reads only pieces of a large corpus, which makes it cheap enough for every submit;
+`of_lines` also covers the length of every line and is computed when the corpus is indexed. Recorded values are compared
+with new ones, so the choice of pieces must not change. Torch-free.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
 
     from ablatrix.trainer.config import DataConfig, RunConfig
 
-PIECE = 1 << 20  # bytes
-PIECES = 64  # of a corpus, evenly spaced; up to 64 MiB are read whole
+PIECE = 1 << 20  # bytes per piece
+PIECES = 64  # evenly spaced pieces of a corpus; a corpus of up to 64 MiB is read completely
 
 
 def of_inputs(config: RunConfig) -> dict[str, str]:
-    """Return the fingerprints of a run's corpus, tokenizer and initial weights; what cannot be read is left out."""
+    """Return the fingerprints of a run's corpus, tokenizer and initial weights, without those that cannot be read."""
     found = {}
     with contextlib.suppress(AblatrixError):
         corpus = of_corpus(config.data)
@@ -50,12 +50,12 @@ def of_inputs(config: RunConfig) -> dict[str, str]:
 
 
 def of_weights(source: Source) -> str:
-    """Return the fingerprint of weights and, as their names alone do not say it, of their model. Raises OSError."""
+    """Return the fingerprint of weights and of their model, which weight names do not determine. Raises OSError."""
     return hashlib.sha256(f"{of_file(source.path)} {source.model.model_dump_json()}".encode()).hexdigest()
 
 
 def of_corpus(data: DataConfig) -> str | None:
-    """Return the fingerprint of a corpus; of several files, a hash of theirs in order. None if unreadable.
+    """Return the fingerprint of a corpus; for several files, a hash over theirs in order. None if unreadable.
 
     Raises DataError if the files cannot be found.
     """
@@ -67,7 +67,7 @@ def of_corpus(data: DataConfig) -> str | None:
 
 
 def of_file(path: Path, pieces: int = PIECES) -> str | None:
-    """Return the SHA-256 of a file's size and of pieces of it, the first and the last included; None if unreadable.
+    """Return the SHA-256 of a file's size and of pieces of it, including the first and last; None if unreadable.
 
     Copying or touching a file does not change it; appending, replacing or rewriting it does.
     """
@@ -85,7 +85,7 @@ def of_file(path: Path, pieces: int = PIECES) -> str | None:
 
 
 def of_lines(files: Sequence[Path], lengths: Iterable[np.ndarray], *salt: str) -> str:
-    """Return the SHA-256 of `salt`, of the length of every line and of pieces of the files.
+    """Return the SHA-256 of `salt`, the length of every line, and pieces of the files.
 
     Raises DataError if a file cannot be read.
     """

@@ -1,7 +1,7 @@
 """Flat files of token ids, as the prepare scripts of nanoGPT and modded-nanogpt write them (train.bin).
 
-Such files have no documents: everything but the end is one, and the last `test_size` windows of block_size tokens are
-held out. Several files are read one after the other. The type of the ids is found by a header or by their values.
+Such files have no documents: the last `test_size` windows of block_size tokens are held out, and everything before them
+counts as one document. Several files are read as one. The type of the ids is detected from a header or their values.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ if TYPE_CHECKING:
     from ablatrix.trainer.config import DataConfig
     from ablatrix.trainer.data.tokenizer import TokenizerInfo
 
-PIECES = 64  # of all files, evenly spaced, that are read to find the type and for the fingerprint
-PIECE = 1 << 18  # bytes of each
-MAGIC = 20240520  # of modded-nanogpt and llm.c: 256 int32 come first (magic, version, number of tokens)
+PIECES = 64  # evenly spaced pieces of all files that are read to detect the type and for the fingerprint
+PIECE = 1 << 18  # bytes per piece
+MAGIC = 20240520  # used by modded-nanogpt and llm.c, whose header is 256 int32 (magic, version, number of tokens)
 HEADER = 256 * 4
 VERSIONS = {1: "<u2", 7: "<u4"}
-CERTAIN = 16  # number of ids at which zeros in every second place are not by chance
-TYPES = ("<i8", "<u4", "<u2")  # tried in this order: a type too short would read zeros in between
+CERTAIN = 16  # number of ids from which zeros at every second position are no coincidence
+TYPES = ("<i8", "<u4", "<u2")  # tried in this order, because too narrow a type would read zeros in between
 
 
 class FlatFile:
     """One open file of token ids."""
 
     def __init__(self, path: Path, setting: str) -> None:
-        """Raises DataError if the file cannot be read, or is recognized as something else."""
+        """Open the file. Raises DataError if it cannot be read or is recognized as something else."""
         self.path, (self.bytes, _) = path, file_stamp(path, setting)
         try:
             self.file: BinaryIO = open_for_reading(path, buffering=0)
@@ -61,7 +61,7 @@ class FlatFile:
                 )
 
     def pieces(self, most: int, align: int = 8) -> Iterator[bytes]:
-        """Yield evenly spaced pieces of the ids, each from a multiple of `align` bytes."""
+        """Yield evenly spaced pieces of the ids, each starting at a multiple of `align` bytes."""
         size = self.bytes - self.skip
         count = min(most, -(-size // PIECE))
         for k in range(count):
@@ -73,7 +73,7 @@ class FlatStore(CompleteStore):
     """Files of token ids as a store of two lines: the training split and the held-out split."""
 
     def __init__(self, config: DataConfig, tokenizer: TokenizerInfo) -> None:
-        """Raises DataError if the ids are not this tokenizer's, or if nothing is left to train on."""
+        """Open the files. Raises DataError if the ids are not this tokenizer's, or if nothing is left to train on."""
         paths = find_files(config)
         self.name = describe_files(config, paths)
         self.vocab_size, self.skipped, self.first_skipped = tokenizer.vocab_size, {}, {}
@@ -101,7 +101,7 @@ class FlatStore(CompleteStore):
         return 1
 
     def read(self, line: int, start: int, stop: int) -> np.ndarray:
-        """Return tokens [start, stop) of a line. Raises DataError if one exceeds the vocabulary."""
+        """Return tokens [start, stop) of a line. Raises DataError if an id exceeds the vocabulary."""
         begin = int(self._offsets[line]) + start
         tokens = self._read(begin, stop - start)
         top = int(tokens.max(initial=0))
@@ -126,7 +126,7 @@ class FlatStore(CompleteStore):
             yield from file.pieces(max(1, PIECES // len(self._files)), align)
 
     def _find_dtype(self, tokenizer: TokenizerInfo) -> np.dtype[Any]:
-        """Return the type that a header names, else the widest one in which all ids read are the tokenizer's.
+        """Return the type given by a header, else the widest type with which all ids read are the tokenizer's.
 
         Raises DataError if there is none.
         """
@@ -154,7 +154,7 @@ class FlatStore(CompleteStore):
         )
 
     def _refuse_halves(self, ids: list[np.ndarray]) -> None:
-        """Raise DataError if every second id is 0: wider ids, in a file that was truncated within one."""
+        """Raise DataError if every second id is 0: the ids are wider, and the file was truncated within one of them."""
         enough = sum(map(len, ids)) >= CERTAIN
         if enough and any(part[::2].any() for part in ids) and not any(part[1::2].any() for part in ids):
             raise DataError(f"{self.name}: every second id would be 0: the file is cut off within an id; copy it again")

@@ -1,4 +1,4 @@
-"""Formats of corpus files, detected by their content: JSON lines with the layers around them, or something else."""
+"""Detect the format of corpus files by their content: JSON lines with layers around them, or something else."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from ablatrix.trainer.data.decoders import COMPRESSED, PARAGRAPHS, PARQUET, WHOL
 from ablatrix.trainer.rundir.errors import DataError
 from ablatrix.trainer.rundir.files import open_for_reading
 
-TO_LINES = {"values", "parquet", PARAGRAPHS, WHOLE}  # layers inside which there are JSON lines
-HEAD = 1 << 16  # bytes from which the format is detected
+TO_LINES = {"values", "parquet", PARAGRAPHS, WHOLE}  # layers that are converted to JSON lines
+HEAD = 1 << 16  # bytes read to detect the format
 MOST_LAYERS = 6
 BOM = b"\xef\xbb\xbf"
-BYTE_ORDER_MARKS = (b"\xff\xfe", b"\xfe\xff")  # of UTF-16
+BYTE_ORDER_MARKS = (b"\xff\xfe", b"\xfe\xff")  # UTF-16
 TO_JSONL = "python -c \"import pandas; pandas.{read}.to_json('x.jsonl', orient='records', lines=True)\""
 ARROW = "convert it: python -c \"from datasets import Dataset; Dataset.from_file({file!r}).to_json('x.jsonl')\""
 NUMPY = "if it holds token ids: python -c \"import numpy; numpy.load({file!r}).astype('uint16').tofile('x.bin')\""
 PICKLE = "it is not loaded, since that can run code; write JSON lines in the program that made it"
-SIGNATURES: tuple[tuple[int, bytes, str, str], ...] = (  # offset, bytes, what it is, what to do
+SIGNATURES: tuple[tuple[int, bytes, str, str], ...] = (  # offset, magic bytes, what the file is, what to do
     (0, b"ARROW1", "an Arrow (Feather) file", f"convert it: {TO_JSONL.format(read='read_feather({file!r})')}"),
     (0, b"\xff\xff\xff\xff", "an Arrow stream, as `datasets` writes it", ARROW),
     (0, b"SQLite format 3\0", "an SQLite database", "export a table: sqlite3 -json {quoted} 'select text from TABLE'"),
@@ -48,14 +48,14 @@ LINES_TO_JSONL = (
 
 @dataclass(frozen=True)
 class TextFile:
-    """A file of JSON lines, and the layers around them, outermost first."""
+    """A file of JSON lines and the layers around them, outermost first."""
 
     path: Path
     layers: tuple[str, ...] = ()
 
     @property
     def direct(self) -> bool:
-        """True if the file's bytes are the text, so that any offset can be read directly."""
+        """True if the file's bytes are the text itself, so that any offset can be read directly."""
         return not self.layers
 
     def open_raw(self) -> BinaryIO:
@@ -66,7 +66,7 @@ class TextFile:
             raise DataError(f"{self.path}: cannot be read: {error.strerror}") from None
 
     def unwrapped(self, raw: BinaryIO) -> BinaryIO:
-        """Return the stream of the text in a file from `open_raw`, from its beginning."""
+        """Return a stream of the decoded text of a file opened by `open_raw`, from the beginning."""
         raw.seek(0)
         for layer in self.layers:
             raw = unwrap(raw, layer, self.path)
@@ -74,7 +74,7 @@ class TextFile:
 
 
 def is_other(head: bytes) -> bool:
-    """True if these first bytes certainly do not belong to a file of token ids."""
+    """True if a file with these first bytes certainly does not contain token ids."""
     if head.lstrip()[:9].lower().startswith((b"<!doctype", b"<html", b"<?xml", b"version h")):
         return True
     return head.startswith(PARQUET) or any(
@@ -83,10 +83,10 @@ def is_other(head: bytes) -> bool:
 
 
 def detect(path: Path, whole_texts: bool = False) -> TextFile:
-    """Return a file with its layers, detected from its first bytes; plain text also by its name, .txt.
+    """Return a file with its layers, detected from its first bytes; for plain text, the name must also end in .txt.
 
-    whole_texts: a file of plain text is one document, else a document ends with blank lines. Raises DataError if the
-    file holds no documents.
+    whole_texts: a plain text file is one document; otherwise documents are separated by blank lines. Raises DataError
+    if the file contains no documents.
     """
     file = TextFile(path)
     with file.open_raw() as raw:
@@ -119,13 +119,13 @@ def find_layer(head: bytes) -> str:
 
 
 def is_plain_text(path: Path, head: bytes) -> bool:
-    """True if a file is called .txt and does not begin with a JSON object or with what no text contains."""
+    """True if a file's name ends in .txt and its content starts with neither a JSON object nor binary data."""
     text = head.removeprefix(BOM).lstrip()
     return plain_suffix(path) == ".txt" and not text.startswith(b"{") and b"\0" not in head and not is_other(head)
 
 
 def _spans_lines(text: bytes) -> bool:
-    """True if a JSON object starts here that continues on the next line, or precedes a comma or another object."""
+    """True if `text` starts with a JSON object that spans lines, or is followed by a comma or another object."""
     first, newline, _ = text.partition(b"\n")
     if not text.startswith(b"{") or is_json(first):
         return False
@@ -133,9 +133,9 @@ def _spans_lines(text: bytes) -> bool:
     try:
         _, end = json.JSONDecoder().raw_decode(decoded)
     except ValueError:
-        return bool(newline and re.fullmatch(rb"\{\s*", first))  # an object longer than the head
+        return bool(newline and re.fullmatch(rb"\{\s*", first))  # the object is longer than the head
     follows = decoded[end:].lstrip(" \t\r")[:1]
-    return "\n" in decoded[:end] or follows in (",", "{")  # lines of an array without its brackets, or no line breaks
+    return "\n" in decoded[:end] or follows in (",", "{")  # lines of an array without its brackets, or no newlines
 
 
 def is_json(line: str | bytes) -> bool:

@@ -1,4 +1,4 @@
-"""Held-out documents, and the fixed evaluation set that is cut from them. Torch-free; arrays are numpy's."""
+"""Held-out documents, and the fixed evaluation set cut from them. Torch-free; arrays are numpy arrays."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ if TYPE_CHECKING:
     from ablatrix.trainer.data.token_store import TokenStore
 
 Array = np.ndarray[Any, Any]
-SHORT_DOCUMENT = 64  # tokens: so many are expected of a document when their number is estimated
+SHORT_DOCUMENT = 64  # tokens assumed per document when estimating how many documents are needed
 
 
 @dataclass(frozen=True)
 class Windows:
-    """An evaluation set: windows of held-out documents, the same for every seed.
+    """An evaluation set: windows from held-out documents, the same for every seed.
 
     x, y: (N, T) int64; y is x shifted by one, or PADDING. lines: (D,) line of each document that has a window, in
-    order; counts: (D,) tokens of each; document: (N,) each window's document, as a position in `lines`.
+    order; counts: (D,) number of tokens in each; document: (N,) document of each window, as an index into `lines`.
     """
 
     x: Array
@@ -42,7 +42,7 @@ class Windows:
 
     @property
     def scored(self) -> Array:
-        """Scored tokens of each document, (D,)."""
+        """Number of scored tokens in each document, (D,)."""
         return self.sum_by_document((self.y != PADDING).sum(axis=1))
 
     def sum_by_document(self, values: Array) -> Array:
@@ -55,7 +55,7 @@ class Windows:
 class HeldOut:
     """The held-out documents of a run: lines of a store.
 
-    exact: exactly the number of tokens asked for is evaluated. separator: the first token of documents in training.
+    exact: evaluate exactly the requested number of tokens. separator: the token that documents start with in training.
     """
 
     store: TokenStore
@@ -65,14 +65,14 @@ class HeldOut:
 
     @classmethod
     def of(cls, store: TokenStore, config: DataConfig) -> HeldOut:
-        """Return the documents held out of a corpus. Raises DataError if no other is left."""
+        """Return the documents held out of a corpus. Raises DataError if no others are left."""
         size = config.held_out
         lines = range(store.first_held_out(size), store.n_lines) if size else range(0)
         return cls(store, lines, isinstance(size, float), config.separator)
 
     @classmethod
     def open(cls, store: TokenStore, config: DataConfig, cache_dir: Path) -> HeldOut:
-        """Return the documents held out of a corpus, or those of `test_file`. Raises DataError if there is none."""
+        """Return the documents held out of a corpus, or those of `test_file`. Raises DataError if there are none."""
         return cls.of_file(config, cache_dir) if config.test_file else cls.of(store, config)
 
     @classmethod
@@ -82,15 +82,15 @@ class HeldOut:
         return cls(other, range(other.n_lines), True, config.separator)
 
     def windows(self, block_size: int, eval_tokens: int) -> Windows:
-        """Return the evaluation set. It is empty without held-out documents.
+        """Return the evaluation set, which is empty without held-out documents.
 
-        Every held-out document is cut into consecutive windows, so that each of its tokens but the first is a target
-        once. If that exceeds `eval_tokens` targets, evenly spaced windows are taken. The targets do not depend on the
-        separator. Raises DataError if `exact` and there is less.
+        Every held-out document is cut into consecutive windows, so that each of its tokens except the first is a target
+        once. If there are more than `eval_tokens` targets, evenly spaced windows are used. The targets do not depend
+        on the separator. Raises DataError if `exact` and there are fewer targets.
         """
         lines, counts = self._sample(eval_tokens)
         targets = np.maximum(counts - 1, 0)
-        windows = -(-targets // block_size)  # of each document
+        windows = -(-targets // block_size)  # per document
         if targets.sum() > eval_tokens:
             owners, starts = self._choose(targets, windows, block_size, eval_tokens)
         else:
@@ -103,16 +103,16 @@ class HeldOut:
         if self.exact:
             y[np.cumsum(y.ravel() != PADDING).reshape(y.shape) > eval_tokens] = PADDING
         elif targets.sum() > eval_tokens:
-            y[:, eval_tokens:] = PADDING  # a single window may hold more than was asked for
+            y[:, eval_tokens:] = PADDING  # a single window may have more than `eval_tokens` targets
         if self.separator is not None and not isinstance(self.store, FlatStore):
             x, y, more = _begin_with_separator(x, y, starts == 0, self.separator)
             owners = np.concatenate([owners, owners[more]])
         return self._with_owners(x, y, lines, counts, owners)
 
     def _sample(self, eval_tokens: int) -> tuple[Sequence[int], Array]:
-        """Return (lines, tokens of each). Of many documents evenly spaced ones are taken, with enough tokens in all.
+        """Return (lines, token counts): of many documents, evenly spaced ones that have enough tokens in total.
 
-        A corpus whose cache is being built would tokenize every document that is counted here.
+        If the cache is still being built, every document that is counted here has to be tokenized.
         """
         wanted = eval_tokens // SHORT_DOCUMENT + 1
         while True:
@@ -133,7 +133,7 @@ class HeldOut:
     def _choose(self, targets: Array, windows: Array, block_size: int, eval_tokens: int) -> tuple[Array, Array]:
         """Return (document, start) of evenly spaced windows; if `exact`, with at least `eval_tokens` targets.
 
-        targets, windows: their numbers in each document.
+        targets, windows: number of each per document.
         """
         total, keep = int(windows.sum()), max(1, eval_tokens // block_size)
         while True:
@@ -145,7 +145,7 @@ class HeldOut:
             keep = min(total, keep + -(-missing // block_size))
 
     def _with_owners(self, x: Array, y: Array, lines: Sequence[int], counts: Array, owners: Array) -> Windows:
-        """Return windows with the documents that they belong to: in a file of token ids each window is a document."""
+        """Return windows with their documents; in a file of token ids, each window counts as a document."""
         if isinstance(self.store, FlatStore):
             every = np.arange(len(x))
             return Windows(x, y, every, (y != PADDING).sum(axis=1), every)
@@ -154,17 +154,17 @@ class HeldOut:
 
 
 def _find_windows(chosen: Array, windows: Array, block_size: int) -> tuple[Array, Array]:
-    """Return (document, first token) of windows by their number in all documents. windows: each document's count."""
+    """Return (document, first token) of chosen windows, numbered over all documents. windows: count per document."""
     ends = np.cumsum(windows)
     owners = np.searchsorted(ends, chosen, side="right")
     return owners, (chosen - (ends - windows)[owners]) * block_size
 
 
 def _begin_with_separator(x: Array, y: Array, first: Array, separator: int) -> tuple[Array, Array, Array]:
-    """Return windows (N + M, T) of which the first one of each document begins with the separator, with equal targets.
+    """Return windows (N + M, T) in which each document's first window starts with the separator; targets are unchanged.
 
-    first: (N,) True for the first window of a document. Where it was full its last target, for which no room is left,
-    gets a window of its own: these M windows follow, and their numbers (M,) are returned too.
+    first: (N,) True for the first window of a document. If such a window was full, its last target no longer fits and
+    gets a window of its own: these M windows come last, and the indices (M,) of the full windows are returned too.
     """
     full = np.flatnonzero(first & (y[:, -1] != PADDING))
     last = np.full_like(y[full], PADDING)

@@ -1,4 +1,4 @@
-"""What the corpus knows of held-out documents besides their tokens: the bytes of the text, and the domain."""
+"""Metadata of held-out documents: the size of their text in bytes, and their domain."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ POLL_SECONDS = 0.1
 
 
 class Records(BaseModel):
-    """bytes: each document's length in UTF-8; domains: each document's, '' without one."""
+    """bytes: length of each document in UTF-8; domains: domain of each document, '' if it has none."""
 
     bytes: list[int]
     domains: list[str]
 
 
 def read_records(config: DataConfig, cache_dir: Path, text: HeldOut, windows: Windows) -> Records:
-    """Return the records of the documents of an evaluation set, in their order.
+    """Return the records of the documents in an evaluation set, in the same order.
 
-    Reads their lines only. Of a compressed corpus all that stands before them has to be read too: one run does, and
-    keeps the records beside its tokens. Where the cache has lost its index (a purge), bytes are those of the decoded
-    tokens, and domains are not known. Raises DataError if the corpus cannot be read.
+    Reads only their lines. In a compressed corpus everything before them must be read too: one run does this, and saves
+    the records next to the tokens. If the cache has lost its index (a purge), bytes are counted in the decoded tokens,
+    and domains are unknown. Raises DataError if the corpus cannot be read.
     """
     if is_flat(find_files(config)[0]):
         return _decode(config, cache_dir, (y[y != PADDING] for y in windows.y))
@@ -63,7 +63,7 @@ def read_records(config: DataConfig, cache_dir: Path, text: HeldOut, windows: Wi
 
 
 def read_once(path: Path, read: Callable[[], Records]) -> Records:
-    """Return the records in a file; if there is none, one of the runs that need it reads and writes them."""
+    """Return the records from a file; if it does not exist, one of the runs that need it creates it with `read`."""
     try:
         with Claims(path.parent) as claims:
             while (records := read_record(path, Records)) is None:
@@ -88,7 +88,7 @@ def _read_lines(lines: Lines, config: DataConfig, windows: Windows) -> Records:
 
 
 def find_domain(record: dict[str, Any], key: str) -> str:
-    """Return the value at a dotted key as text, '' if there is none."""
+    """Return the value at a dotted key as a string, '' if there is none."""
     value: Any = record
     for name in key.split("."):
         value = value.get(name) if isinstance(value, dict) else None
@@ -96,7 +96,7 @@ def find_domain(record: dict[str, Any], key: str) -> str:
 
 
 def _decode(config: DataConfig, cache_dir: Path, documents: Iterable[np.ndarray]) -> Records:
-    """Return the bytes of the text that token ids stand for."""
+    """Return records with the size in bytes of each document's decoded text."""
     decoder = exact_tokenizer(tokenizer.find(config.tokenizer, cache_dir).folder / "tokenizer.json")
     texts = [decoder.decode(ids.tolist(), skip_special_tokens=False) for ids in documents]
     return Records(bytes=[len(text.encode("utf-8", "replace")) for text in texts], domains=[""] * len(texts))

@@ -1,4 +1,4 @@
-"""Downloads from the Hugging Face hub (or HF_ENDPOINT), each verified against the hash that the hub reports."""
+"""Download from the Hugging Face hub (or HF_ENDPOINT), verifying each file against the hash that the hub reports."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CHUNK = 1 << 20
 
 @dataclass(frozen=True)
 class Download:
-    """A downloaded file. commit: the repository's."""
+    """A downloaded file. commit: commit of the repository."""
 
     path: Path
     commit: str
@@ -31,15 +31,15 @@ class MissingFileError(UserError):
 
 
 def fetch(repo: str, file: str, staging: Path, repo_type: str = "model", revision: str = "main") -> Download:
-    """Download one file into `staging` and verify it. The next call continues an interrupted download.
+    """Download one file to `staging` and verify it. An interrupted download is resumed by the next call.
 
-    staging: a folder made private, as its content is trusted and continued. Raises OSError if it cannot be made,
-    MissingFileError, UserError (no such repository or revision, access denied, HF_HUB_OFFLINE) or RunError (no
+    staging: a folder that is made private, because its content is trusted and resumed. Raises OSError if it cannot be
+    created, MissingFileError, UserError (no such repository or revision, access denied, HF_HUB_OFFLINE) or RunError (no
     connection, truncated, wrong hash).
     """
     make_private_folder(staging)
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # not its retries, only how they end
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # show only the final error, not the retries
     from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
 
     try:
@@ -60,7 +60,7 @@ def fetch(repo: str, file: str, staging: Path, repo_type: str = "model", revisio
 
 
 def list_files(repo: str) -> tuple[list[str], str]:
-    """Return (files, commit) of a data set. Raises UserError or RunError as `fetch` does."""
+    """Return (files, commit) of a data set. Raises UserError or RunError like `fetch`."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     from huggingface_hub import HfApi
 
@@ -72,7 +72,7 @@ def list_files(repo: str) -> tuple[list[str], str]:
 
 
 def hashes(path: Path) -> tuple[str, str]:
-    """Return (SHA-256, git's blob hash): the hub's ETag is the first for large files and the second for small ones."""
+    """Return (SHA-256, git blob hash): the hub's ETag is the former for large files and the latter for small ones."""
     sha256 = hashlib.sha256()
     git = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
     with path.open("rb") as source:

@@ -1,11 +1,11 @@
-"""Manifest of the offline cache: which tokenizers and data files it holds, with their origin, sizes and hashes.
+"""Manifest of the offline cache, listing its tokenizers, weights and data files with origins, sizes and hashes.
 
     manifest.json            this manifest
     models/<name>/           model.safetensors, config.json
     tokenizers/<name>/       tokenizer.json, tokenizer_config.json
     tokens/<key>/            token caches of corpora (see trainer.data.token_cache)
 
-`warm-cache` fills the cache where there is internet; jobs only read it.
+`warm-cache` fills the cache on a machine with internet access; jobs only read it.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class FileFacts(BaseModel):
 
 
 class TokenizerEntry(BaseModel):
-    """A tokenizer. bulk: library that encodes corpora (tiktoken, tokenizers); versions: packages that verified it."""
+    """A tokenizer. bulk: library for encoding corpora (tiktoken, tokenizers); versions: packages that verified it."""
 
     source: str
     revision: str | None = None
@@ -53,13 +53,13 @@ class TokenizerEntry(BaseModel):
     versions: dict[str, str] = {}
 
     def sha256(self) -> str:
-        """Return one SHA-256 over all files: the hash of `name hash` lines, sorted."""
+        """Return one SHA-256 for all files: the hash of the sorted lines `name hash`."""
         lines = "".join(f"{name} {self.files[name].sha256}\n" for name in sorted(self.files))
         return hashlib.sha256(lines.encode()).hexdigest()
 
 
 class WeightsEntry(BaseModel):
-    """The weights of a model, from a repository of the hub."""
+    """The weights of a model from a hub repository."""
 
     source: str
     revision: str | None = None
@@ -69,7 +69,7 @@ class WeightsEntry(BaseModel):
 
 
 class DataEntry(BaseModel):
-    """A downloaded data file, and where it was put."""
+    """A downloaded data file and its location."""
 
     source: str
     file: str
@@ -90,7 +90,7 @@ class Manifest(BaseModel):
 
 
 def read_manifest(cache_dir: Path) -> Manifest:
-    """Return the manifest, an empty one if there is none. Raises OfflineCacheError if it cannot be used."""
+    """Return the manifest, or an empty one if there is none. Raises OfflineCacheError if it cannot be used."""
     path = Path(cache_dir) / MANIFEST
     advice = f"remove it and run `{program()} warm-cache`"
     try:
@@ -111,12 +111,12 @@ def read_manifest(cache_dir: Path) -> Manifest:
     except ValidationError as error:
         place = ".".join(map(str, error.errors()[0]["loc"]))
         raise OfflineCacheError(f"{path}: damaged ({place}: {error.errors()[0]['msg']}); {advice}") from None
-    except (ValueError, AttributeError):  # not JSON, or no object
+    except (ValueError, AttributeError):  # not JSON, or not an object
         raise OfflineCacheError(f"{path}: damaged; {advice}") from None
 
 
 def find_incomplete(folder: Path, files: Mapping[str, FileFacts]) -> Path | None:
-    """Return the first of an entry's files that is missing or has another size, None if there is none."""
+    """Return the first of an entry's files that is missing or has the wrong size, None if all are complete."""
     for name, facts in files.items():
         try:
             whole = (folder / name).stat().st_size == facts.size
@@ -128,7 +128,7 @@ def find_incomplete(folder: Path, files: Mapping[str, FileFacts]) -> Path | None
 
 
 def add_entry(cache_dir: Path, name: str, entry: TokenizerEntry | DataEntry | WeightsEntry) -> None:
-    """Add or replace one entry; of several processes, one at a time."""
+    """Add or replace one entry, with only one process at a time doing so."""
     with Claims(cache_dir) as claims:
         while not claims.acquire(".manifest.claim", take_over=True):
             time.sleep(0.05)

@@ -1,4 +1,4 @@
-"""Token store of a corpus whose cache is still being built: tokenizes what is drawn, and gives the same batches."""
+"""Token store for a corpus whose cache is still being built: tokenizes what is drawn, and yields the same batches."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ from ablatrix.trainer.data.token_store import CompleteStore, TokenStore, nothing
 if TYPE_CHECKING:
     from ablatrix.trainer.data.token_cache import Cache
 
-KEPT_BYTES = 128 << 20  # of documents that were tokenized when they were drawn
-ENTRY_BYTES = 256  # an array object and its place in a dictionary
+KEPT_BYTES = 128 << 20  # memory for documents that were tokenized when drawn
+ENTRY_BYTES = 256  # overhead of an array object and its dictionary entry
 OPEN_SHARDS = 64
-LOOK_SECONDS = 2.0  # between two looks at the state of the cache
-RESTART_SECONDS = 60.0  # between two attempts to start workers, if other runs of the job had them
+LOOK_SECONDS = 2.0  # between two checks of the cache's state
+RESTART_SECONDS = 60.0  # between two attempts to start workers, if other runs of the job already have workers
 
 
 class GrowingStore(TokenStore):
-    """Reads finished shards, tokenizes and keeps what is not in one, and reads the cache once it is complete.
+    """Read finished shards, tokenize (and keep) lines that are in none, and read the cache once it is complete.
 
-    n_documents and skipped count what is known so far. Safe between threads.
+    n_documents and skipped count what is known so far. Thread-safe.
     """
 
     def __init__(self, cache: Cache, start_workers: Callable[[], list[Popen[bytes]]] | None = None) -> None:
-        """start_workers: starts the processes that complete the cache; they end with this store."""
+        """Open the store. start_workers: starts the processes that complete the cache; they end with this store."""
         index = cache.index()
         self.name, self.folder, self.vocab_size = cache.name, cache.folder, cache.tokenizer.vocab_size
         self.n_lines, self.fingerprint, self.dtype = index.lines, index.fingerprint, cache.dtype
@@ -68,8 +68,8 @@ class GrowingStore(TokenStore):
             yield from whole.accepted(lines, length)
             return
         lengths = np.broadcast_to(length, lines.shape).tolist()
-        for k, line in enumerate(lines.tolist()):  # one after the other: only what is asked for is tokenized
-            if self._lines.size(line) >= lengths[k]:  # a token is a byte at least
+        for k, line in enumerate(lines.tolist()):  # lazily: only lines that the caller gets to are tokenized
+            if self._lines.size(line) >= lengths[k]:  # a token is at least one byte
                 count = self.count(line)
                 if count >= lengths[k]:
                     yield k, count
@@ -81,12 +81,12 @@ class GrowingStore(TokenStore):
         return self._find(line).read(line, start, stop)
 
     def _find(self, line: int) -> CompleteStore | _Shard | _Document:
-        """Return what holds the tokens of a line; tokenize it if nothing does."""
+        """Return the object that has a line's tokens, tokenizing the line if there is none yet."""
         shard_number = int(self._lines.starts[line]) // self._shard_bytes
         return self._look() or self._kept.get(line) or self._shards.open(shard_number) or self._tokenize(line)
 
     def first_of_last(self, documents: int) -> int:
-        """As `CompleteStore.first_of_last`, by reading the corpus from its end, up to one document more."""
+        """Like `CompleteStore.first_of_last`, but by reading the corpus backward, one document further than needed."""
         found = self._held_out.get(documents)
         if found is not None:
             return found
@@ -107,7 +107,7 @@ class GrowingStore(TokenStore):
 
     def require(self, lines: range, length: int) -> None:
         longest = 0
-        for line in lines:  # the first few nearly always suffice
+        for line in lines:  # the first few lines are nearly always enough
             longest = max(longest, self.count(line) if self._lines.size(line) >= min(length, longest + 1) else 0)
             if longest >= length:
                 return
@@ -127,7 +127,7 @@ class GrowingStore(TokenStore):
         return self._kept.put(line, tokens)
 
     def _look(self) -> CompleteStore | None:
-        """Return the complete cache if it exists; looks at the disk every LOOK_SECONDS only."""
+        """Return the complete cache if it exists, checking the disk at most every LOOK_SECONDS."""
         if self._whole is None and time.monotonic() - self._looked >= LOOK_SECONDS:
             with self._lock:
                 self._looked = time.monotonic()
@@ -159,7 +159,7 @@ class _Document:
 
 
 class _Kept:
-    """The documents tokenized last, up to KEPT_BYTES."""
+    """The most recently tokenized documents, up to KEPT_BYTES."""
 
     def __init__(self) -> None:
         self._documents: OrderedDict[int, _Document] = OrderedDict()
@@ -208,7 +208,7 @@ class _Shard:
 
 
 class _Shards:
-    """The finished shards of a cache, the last used ones open."""
+    """The finished shards of a cache; the most recently used ones are kept open."""
 
     def __init__(self, cache: Cache, lines: Lines) -> None:
         self._cache = cache
@@ -216,8 +216,8 @@ class _Shards:
         self._open = lru_cache(OPEN_SHARDS)(lambda number: _Shard(cache, cache.shard_lines(lines, number), number))
 
     def look(self) -> None:
-        """Update which shards are finished."""
-        with contextlib.suppress(FileNotFoundError):  # joined: the cache will be complete
+        """Update the set of finished shards."""
+        with contextlib.suppress(FileNotFoundError):  # the shards were joined: the cache will soon be complete
             self._done = self._cache.shards_done()
 
     def open(self, number: int) -> _Shard | None:
@@ -229,7 +229,7 @@ class _Shards:
 
 
 class _Builders:
-    """Worker processes that build a cache while a run goes on."""
+    """Worker processes that build a cache during a run."""
 
     def __init__(self, name: str, start: Callable[[], list[Popen[bytes]]] | None) -> None:
         self._name, self._start = name, start
@@ -237,7 +237,7 @@ class _Builders:
         self._started = -RESTART_SECONDS
 
     def look(self) -> None:
-        """Start workers if there are none; if one has failed, report it and start no more."""
+        """Start workers if there are none; if a worker has failed, report it and start no more."""
         for worker in [worker for worker in self._workers if worker.poll() is not None]:
             self._workers.remove(worker)
             message = worker.stderr.read().decode("utf-8", "replace").strip() if worker.stderr else ""
@@ -251,7 +251,7 @@ class _Builders:
             self._workers = self._start()
 
     def stop(self) -> None:
-        """End all workers."""
+        """Stop all workers."""
         self._start = None
         for worker in self._workers:
             cache_builder.stop_worker(worker)

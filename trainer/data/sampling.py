@@ -1,9 +1,9 @@
-"""Sampling that reaches every document: windows of one token stream, and blocks packed with whole documents.
+"""Sampling modes that reach every document: windows of one token stream, and blocks packed with whole documents.
 
-Both treat the training text as one sequence in which every document follows a separator token. A token of it is drawn
-uniformly: a byte of the corpus is drawn, and again if its line has fewer tokens than come before that byte in its line
-(a token is a byte at least). So a draw needs the tokens of single documents only, and is the same whether or not the
-corpus is tokenized already.
+Both treat the training text as one sequence in which every document follows a separator token. A token is drawn
+uniformly by rejection sampling: a random byte, at offset k of its line, selects token k of that line (0 is the
+separator); if the line has fewer tokens, another byte is drawn (a token is at least one byte). A draw thus needs only
+the tokens of single documents, and is the same whether or not the corpus is already tokenized.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from ablatrix.trainer.rundir.errors import DataError
 if TYPE_CHECKING:
     from ablatrix.trainer.data.token_store import TokenStore
 
-PADDING = -1  # a target that is not scored
-GROUP = 256  # bytes of text per token of a block that are packed together: about 60 blocks
+PADDING = -1  # marks a target that is not scored
+GROUP = 256  # bytes of text per token of a block in a packing group, which is about 60 blocks
 KEPT_GROUPS = 4096
 
 
 class TrainingText:
-    """Lines of a store as one sequence: a separator and then the tokens of each document."""
+    """Lines of a store as one sequence: a separator followed by the tokens, for each document."""
 
     def __init__(self, store: TokenStore, lines: range, separator: int) -> None:
         self.store, self.lines, self.separator = store, lines, separator
@@ -34,7 +34,7 @@ class TrainingText:
         self._size = end - self._begin
 
     def draw(self, fractions: np.ndarray) -> Iterator[tuple[int, int]]:
-        """Yield (line, position) of the tokens that the fractions in [0, 1) select; position 0 is the separator."""
+        """Yield (line, position) of the tokens selected by fractions in [0, 1); position 0 is the separator."""
         at = self._begin + np.minimum((fractions * self._size).astype(np.uint64), np.uint64(self._size - 1))
         lines = np.searchsorted(self.store.starts, at.astype(np.uint64), side="right") - 1
         positions = at.astype(np.int64) - self.store.starts[lines].astype(np.int64)
@@ -42,7 +42,7 @@ class TrainingText:
             yield int(lines[k]), int(positions[k])
 
     def read(self, line: int, position: int, window: np.ndarray) -> int:
-        """Fill the window (T,) with the tokens from there on; return how many there are before the text ends."""
+        """Fill the window (T,) with tokens from this position on; return how many there are before the text ends."""
         filled, length = 0, len(window)
         while filled < length and line < self.lines.stop:
             count = self.store.count(line)
@@ -57,7 +57,7 @@ class TrainingText:
         return filled
 
     def length(self, line: int) -> int:
-        """Return the tokens of a line with its separator, 0 where it is not a document."""
+        """Return the number of tokens of a line including the separator, 0 if it is not a document."""
         count = self.store.count(line)
         return count + 1 if count else 0
 
@@ -75,7 +75,7 @@ class TrainingText:
 
 
 class Piece(NamedTuple):
-    """Part of a document with its separator: the whole one unless it exceeds a block."""
+    """A document with its separator, or part of it if it exceeds a block."""
 
     line: int
     position: int
@@ -83,9 +83,9 @@ class Piece(NamedTuple):
 
 
 class Packing:
-    """Blocks of whole documents: those of neighboring lines are packed together by best fit, longest first.
+    """Blocks of whole documents: neighboring documents are packed together by best fit, longest first.
 
-    A document that exceeds a block is cut into blocks, and its rest is packed. Every document is in the blocks once.
+    A document that exceeds a block is cut into blocks, and the remainder is packed. Each document appears exactly once.
     """
 
     def __init__(self, text: TrainingText, block_size: int) -> None:
@@ -94,7 +94,7 @@ class Packing:
         self._packed = lru_cache(KEPT_GROUPS)(self._pack)
 
     def block(self, line: int, position: int) -> list[Piece]:
-        """Return the pieces of the block that holds a token."""
+        """Return the pieces of the block that contains a token."""
         start = position - position % self.block_size
         if start + self.block_size <= self.text.store.count(line) + 1:
             return [Piece(line, start, self.block_size)]
@@ -104,7 +104,7 @@ class Packing:
         return [Piece(line, self.text.store.count(line) + 1 - length, length) for line, length in pairs]
 
     def blocks(self, group: int) -> list[list[Piece]]:
-        """Return all blocks of a group, [] where no line starts in it."""
+        """Return all blocks of a group, [] if no line starts in it."""
         tokens = (
             (line, position)
             for line in self._lines(group)
@@ -114,7 +114,7 @@ class Packing:
 
     @property
     def groups(self) -> range:
-        """Numbers of the groups: group k has the lines that start in bytes [k, k + 1) * GROUP * block_size."""
+        """Group numbers: group k has the lines that start in bytes [k, k + 1) * GROUP * block_size."""
         starts, lines = self.text.store.starts, self.text.lines
         return range(int(starts[lines.start]) // self._bytes, (int(starts[lines.stop]) - 1) // self._bytes + 1)
 
@@ -124,7 +124,7 @@ class Packing:
         return range(max(first, self.text.lines.start), min(last, self.text.lines.stop))
 
     def _pack(self, group: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return (line, length, number of the block) of what is packed in a group, in the order of packing."""
+        """Return (line, length, block number) of each piece packed in a group, in packing order."""
         lines = self._lines(group)
         counts = self.text.store.counts(lines)
         lengths = (counts + (counts > 0)) % self.block_size
@@ -132,10 +132,10 @@ class Packing:
         return lines.start + order, lengths[order], np.array(best_fit(lengths[order].tolist(), self.block_size))
 
     def fill(self, line: int, position: int, x: np.ndarray, y: np.ndarray) -> None:
-        """Write the inputs (T,) and targets (T,) of the block that holds a token.
+        """Fill x (T,) and y (T,) with the inputs and targets of the block that contains a token.
 
-        The target of each token is the one that follows in its document, after the last one the separator. What is
-        left of the block is separators without a target.
+        The target of each token is the next token of its document, and the separator for the last token. The rest of
+        the block is filled with separators without targets.
         """
         x[:], y[:], filled = self.text.separator, PADDING, 0
         for document, begin, length in self.block(line, position):
@@ -148,13 +148,13 @@ class Packing:
 
 
 def best_fit(lengths: Iterable[int], size: int) -> list[int]:
-    """Return the block of `size` tokens that each piece goes into: the fullest with room for it.
+    """Return the block, of `size` tokens, for each piece: the fullest block that has room for it.
 
-    lengths: longest first, which makes it best-fit decreasing (Johnson et al. 1974), as used for documents by Ding et
+    lengths: longest first, which makes this best-fit decreasing (Johnson et al. 1974), used for documents by Ding et
     al. 2024, "Fewer Truncations Improve Language Modeling".
     """
     numbers: list[int] = []
-    room: list[tuple[int, int]] = []  # of the blocks that are not full: (tokens left, number), sorted
+    room: list[tuple[int, int]] = []  # blocks that are not full, as sorted (tokens left, number)
     count = 0
     for length in lengths:
         k = bisect_left(room, (length, 0))

@@ -1,9 +1,9 @@
-"""Claims that divide work between processes on any hosts that share a folder; file locks do nothing on many clusters.
+"""Claims that divide work between processes on hosts that share a folder; file locks do nothing on many clusters.
 
-A claim is a file, made if no other has its name, which every file system decides for one process only. Its owner
+A claim is a file that is created exclusively, which succeeds for only one process on every file system. Its owner
 rewrites it every few seconds; a claim that has not changed for a minute, or whose owner is known to be dead, is taken
-over. A claim only tells others to work on something else: results appear by an atomic rename and are the same whichever
-process makes them, so that a claim taken over too early costs time only.
+over. A claim only tells others to work on something else: results appear by atomic rename and do not depend on which
+process creates them, so taking over a claim too early only costs time.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from ablatrix.trainer.rundir import files
 from ablatrix.trainer.rundir.processes import identity
 
 BEAT_SECONDS = 5.0  # between two heartbeats
-STALE_SECONDS = 60.0  # without a heartbeat, by the clock of the process that waits: hosts' clocks may differ
+STALE_SECONDS = 60.0  # without a heartbeat, by the clock of the waiting process, since hosts' clocks may differ
 NOT_PERMITTED = (errno.EPERM, errno.EACCES)
 
 
 class Owner(BaseModel):
-    """Content of a claim: the process that holds it, a token that no other claim has, and a counter of heartbeats."""
+    """Content of a claim: the process that holds it, a unique token, and a heartbeat counter."""
 
     host: str
     pid: int
@@ -38,12 +38,12 @@ class Owner(BaseModel):
     beat: int = 0
 
     def is_dead(self) -> bool:
-        """True if this is a process of this host that has ended; False for other hosts, where it is not known."""
+        """True if this is a process of this host that has ended; False for other hosts, where this is unknown."""
         return self.host == socket.gethostname() and self.born != identity(self.pid)
 
 
 class Claims:
-    """The claims that this process holds in one folder, with their heartbeat. Use as a context manager."""
+    """The claims that this process holds in one folder, and their heartbeat. Use as a context manager."""
 
     def __init__(self, folder: Path, beat: float = BEAT_SECONDS, stale: float = STALE_SECONDS) -> None:
         self.folder, self.beat, self.stale = folder, beat, stale
@@ -65,10 +65,10 @@ class Claims:
             self.release(name)
 
     def acquire(self, name: str, take_over: bool = False) -> bool:
-        """Claim `name`; return False if another process holds it. take_over: take the claim of a dead owner.
+        """Claim `name`; return False if another process holds it. take_over: take over the claim of a dead owner.
 
-        Raises FileNotFoundError if the folder of all claims is gone: the work is done. Raises PermissionError if a dead
-        owner's claim can be removed by another user only: waiting for it would never end.
+        Raises FileNotFoundError if the folder of all claims is gone: the work is done. Raises PermissionError if only
+        another user can remove a dead owner's claim: waiting for it would never end.
         """
         if not self._make(name) and not (take_over and self._is_stale(name) and self._bury(name) and self._make(name)):
             return False
@@ -79,7 +79,7 @@ class Claims:
         return True
 
     def release(self, name: str) -> None:
-        """Give a claim back, unless it was taken over."""
+        """Release a claim, unless it was taken over."""
         self._held.discard(name)
         if self._is_mine(name):
             with contextlib.suppress(OSError):
@@ -87,7 +87,7 @@ class Claims:
 
     @contextlib.contextmanager
     def holding(self, name: str, take_over: bool = False) -> Iterator[bool]:
-        """Hold a claim for the length of a block; the value is False if it was not acquired."""
+        """Hold a claim for the duration of a `with` block; the value is False if it was not acquired."""
         got = self.acquire(name, take_over)
         try:
             yield got
@@ -96,7 +96,7 @@ class Claims:
                 self.release(name)
 
     def describe_owner(self, name: str) -> str:
-        """Return `host (process 123)` of the process that holds a claim, "" if it is unknown."""
+        """Return `host (process 123)` for the process that holds a claim, "" if unknown."""
         owner = _parse(self._read(name))
         return f"{owner.host} (process {owner.pid})" if owner else ""
 
@@ -109,7 +109,7 @@ class Claims:
             files.create(self.folder / name, self._owner.model_dump_json())
         except FileExistsError:
             return False
-        except OSError:  # a full disk leaves an empty claim without an owner
+        except OSError:  # a full disk would leave an empty claim without an owner
             (self.folder / name).unlink(missing_ok=True)
             raise
         return True
@@ -123,7 +123,7 @@ class Claims:
         return (owner is not None and owner.is_dead()) or now - since > self.stale
 
     def _bury(self, name: str) -> bool:
-        """Remove a dead owner's claim. Raises PermissionError if another user has to do that."""
+        """Remove a dead owner's claim. Raises PermissionError if only another user can do so."""
         path = self.folder / name
         try:
             path.unlink()
@@ -145,11 +145,11 @@ class Claims:
                     self._write(name)
 
     def _write(self, name: str) -> None:
-        """Rewrite a claim. A reader that meets half of it sees a change, as it should."""
+        """Rewrite a claim. A reader that sees it half-written notices a change, which is all it needs."""
         try:
             with os.fdopen(files.open_file(self.folder / name, os.O_WRONLY), "wb") as file:
                 file.write(self._owner.model_dump_json().encode())
-        except OSError:  # taken over, or the work is done and its folder gone
+        except OSError:  # the claim was taken over, or the work is done and the folder is gone
             pass
 
     def _read(self, name: str) -> bytes:

@@ -1,4 +1,4 @@
-"""Shards of a token cache: the tokens of consecutive lines, one file each, while the cache is being built."""
+"""Shards of a token cache that is being built: files with the tokens of consecutive lines."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class ShardHead(BaseModel):
-    """First line of a shard: its size; the skipped lines by reason, and the number of the first one of each."""
+    """First line of a shard file: its size; the number of skipped lines, and the first skipped line, by reason."""
 
     lines: int
     tokens: int
@@ -30,9 +30,9 @@ class ShardHead(BaseModel):
 
 @dataclass
 class Shard:
-    """Tokens of consecutive lines. counts: tokens of each line, 0 where it was skipped.
+    """Tokens of consecutive lines. counts: number of tokens in each line, 0 if it was skipped.
 
-    skipped: number of lines by reason; first: number of the first line of each reason.
+    skipped: number of skipped lines by reason; first: number of the first skipped line by reason.
     """
 
     counts: np.ndarray
@@ -46,7 +46,7 @@ class Shard:
         return np.concatenate([[0], np.cumsum(self.counts, dtype=np.int64)])
 
     def write(self, path: Path) -> None:
-        """Write the head as one line of JSON, the counts as uint32, the tokens."""
+        """Write the head as one line of JSON, the counts as uint32, and the tokens."""
         head = ShardHead(lines=len(self.counts), tokens=len(self.tokens), skipped=self.skipped, first=self.first)
 
         def write(file: IO[bytes]) -> None:
@@ -54,18 +54,18 @@ class Shard:
             file.write(self.counts.astype("<u4").tobytes())
             file.write(self.tokens.tobytes())
 
-        safe_files.replace(path, write, durable=False)  # `open_shard` detects what a power cut left
+        safe_files.replace(path, write, durable=False)  # `open_shard` detects a partial file after a power cut
 
     @classmethod
     def read(cls, path: Path, dtype: np.dtype[Any]) -> Shard:
-        """Read a shard. Raises FileNotFoundError if it does not exist (any more)."""
+        """Read a shard. Raises FileNotFoundError if it does not exist or no longer exists."""
         file, counts, head = open_shard(path, dtype)
         with file:
             return cls(counts, np.fromfile(file, dtype=dtype, count=head.tokens), head.skipped, head.first)
 
 
 def open_shard(path: Path, dtype: np.dtype[Any]) -> tuple[BinaryIO, np.ndarray, ShardHead]:
-    """Return (file at the first token, counts, head) of a shard. Raises FileNotFoundError, also if it is not whole."""
+    """Return (file at the first token, counts, head) of a shard. Raises FileNotFoundError, also if it is incomplete."""
     file = safe_files.open_for_reading(path)
     try:
         head = ShardHead.model_validate_json(file.readline())
@@ -75,7 +75,7 @@ def open_shard(path: Path, dtype: np.dtype[Any]) -> tuple[BinaryIO, np.ndarray, 
         whole = False
     if not whole:
         file.close()
-        with contextlib.suppress(PermissionError):  # of another user, whose process will see it too
+        with contextlib.suppress(PermissionError):  # another user's file, whose process will notice it too
             path.unlink(missing_ok=True)
         raise FileNotFoundError(path)
     return file, counts, head

@@ -1,4 +1,4 @@
-"""Text of a corpus as one sequence of bytes: the lines of all its files, one file after the other. Torch-free."""
+"""Text of a corpus as one sequence of bytes: the lines of all its files, one file after another. Torch-free."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ OPEN_FILES = 64
 
 
 def read_at(descriptor: int, size: int, start: int) -> bytes:
-    """Return `size` bytes from `start`, fewer only at the end of the file: one call of pread returns 2 GiB at most."""
+    """Return `size` bytes from `start`, fewer only at the end of the file; one pread call returns at most 2 GiB."""
     data = os.pread(descriptor, size, start)
     while len(data) < size and (more := os.pread(descriptor, size - len(data), start + len(data))):
         data += more
@@ -25,14 +25,14 @@ def read_at(descriptor: int, size: int, start: int) -> bytes:
 
 
 class Source:
-    """The bytes of a corpus at any offset, decompressed and in UTF-8. Safe between threads.
+    """Random access to the bytes of a corpus, decompressed and in UTF-8. Thread-safe.
 
-    Files that are streams (see TextFile.direct) are cheap to read forward; reading backward starts them again. A line
-    break is added where a file ends without one and another file follows. Raises DataError for damaged files.
+    Files that are streams (see TextFile.direct) are cheap to read forward; reading backward restarts them. A line break
+    is inserted where a file ends without one and another file follows. Raises DataError for corrupt files.
     """
 
     def __init__(self, files: Sequence[TextFile], starts: Sequence[int] = (0,)) -> None:
-        """starts: offsets of the files, as far as they are known from an earlier reading."""
+        """Open the files. starts: offsets of the files, as far as known from an earlier pass."""
         self.files = tuple(files)
         self.starts = list(starts)
         self._open: OrderedDict[int, _Direct | _Stream] = OrderedDict()
@@ -55,7 +55,7 @@ class Source:
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def _find_next_start(self, k: int) -> None:
-        """Record where the file after the k-th one starts."""
+        """Record where the file after file k starts."""
         size = self._part(k).size()
         with self._lock:
             if len(self.starts) == k + 1:
@@ -73,7 +73,7 @@ class Source:
             return part
 
     def locate(self, offset: int) -> int:
-        """Return the index of the file that holds this byte."""
+        """Return the index of the file that contains this byte."""
         return bisect_right(self.starts, offset) - 1
 
     def close(self) -> None:
@@ -83,15 +83,15 @@ class Source:
 
 
 def open_source(files: Sequence[Path], whole_texts: bool) -> Source:
-    """Return the text of these files, whose formats are detected. Raises DataError if one holds no documents.
+    """Return the text of these files, detecting their formats. Raises DataError if a file contains no documents.
 
-    whole_texts: a file of plain text is one document.
+    whole_texts: a plain text file is one document.
     """
     return Source([detect(path, whole_texts) for path in files])
 
 
 class _Direct:
-    """A file whose bytes are the text."""
+    """A file whose bytes are the text itself."""
 
     def __init__(self, file: TextFile, last: bool) -> None:
         self.file = file.open_raw()
@@ -109,7 +109,7 @@ class _Direct:
 
 
 class _Stream:
-    """A file whose text must be decoded from its beginning."""
+    """A file whose text must be decoded from the beginning."""
 
     def __init__(self, file: TextFile, last: bool) -> None:
         self.file = file.open_raw()

@@ -1,14 +1,14 @@
 """Token cache of a corpus: its folder, its files, and how they are written. Torch-free.
 
-    <cache_dir>/tokens/<key>/    key: from path, size and time of the files, text key, tokenizer and format
+    <cache_dir>/tokens/<key>/    key: hash of path, size and time of the files, text key, tokenizer and format
         index.json, lines.u64    number of lines and fingerprint; where each line starts (one scan of the corpus)
         shards/, claims/         tokens of consecutive lines while the cache is being built, and who builds which
-        tokens.bin               the ids of all documents, one after the other, uint16 or uint32
+        tokens.bin               the ids of all documents, concatenated, uint16 or uint32
         offsets.npy              int64, n_lines + 1: line i is tokens[offsets[i]:offsets[i + 1]]; empty where skipped
-        meta.json                written last: with it the cache is complete, without it nothing above is used
+        meta.json                written last: the cache is complete once it exists; tokens.bin is not used before
 
-Every file appears whole, by a rename, and is the same whichever process writes it. So any number of jobs on any hosts
-may build one cache together, and any of them may be killed.
+Every file appears complete, by a rename, and does not depend on which process writes it. Any number of jobs on any
+hosts may therefore build one cache together, and any of them may be killed.
 """
 
 from __future__ import annotations
@@ -41,20 +41,20 @@ if TYPE_CHECKING:
     from ablatrix.trainer.config import DataConfig
 
 FORMAT = 2
-# Bytes of the (decompressed) corpus in a shard: about a second of work for one core; less for a small corpus, so that
+# Bytes of the (decompressed) corpus per shard: about a second of work for one core; less for a small corpus, so that
 # all cores have work.
 SHARD_BYTES = (1 << 20, 16 << 20)
 SHARDS = 64
-# Where tokens are kept if system.cache_dir is another user's or read-only
+# Where tokens are kept if system.cache_dir belongs to another user or is read-only
 FALLBACK_CACHES = (".cache/ablatrix", "~/.cache/ablatrix")
 
 Record = TypeVar("Record", bound=BaseModel)
 
 
 class Index(BaseModel):
-    """index.json: the corpus by lines, and how it is cut into shards.
+    """index.json: the lines of the corpus, and how it is cut into shards.
 
-    starts: offset of each file in their concatenation; layers: compression and the like around each file.
+    starts: offset of each file in the concatenation; layers: layers around each file, such as compression.
     """
 
     lines: int
@@ -66,7 +66,7 @@ class Index(BaseModel):
 
 
 def read_record(path: Path, kind: type[Record]) -> Record | None:
-    """Return a JSON record, or None if it is missing, damaged, or another version's."""
+    """Return a JSON record, or None if it is missing, corrupt, or from a different version."""
     try:
         return kind.model_validate_json(safe_files.read_bytes(path))
     except (OSError, ValueError):
@@ -75,22 +75,22 @@ def read_record(path: Path, kind: type[Record]) -> Record | None:
 
 @dataclass(frozen=True)
 class Cache:
-    """A corpus under one tokenizer, and the folder where its tokens are kept."""
+    """A corpus with one tokenizer, and the folder where its tokens are kept."""
 
     files: tuple[Path, ...]
-    name: str  # of the corpus, for messages
+    name: str  # name of the corpus, for messages
     text_key: str
     tokenizer: TokenizerInfo
     folder: Path
     stamps: tuple[tuple[int, int], ...]  # size and mtime_ns of each file
-    whole_texts: bool = False  # a file of plain text is one document
+    whole_texts: bool = False  # a plain text file is one document
 
     @classmethod
     def of(cls, config: DataConfig, cache_dir: Path) -> Cache:
         """Return the cache of a corpus, which may not exist yet.
 
-        It is in `cache_dir`, or in one of FALLBACK_CACHES if its folder there cannot be written: of a shared cache, or
-        because another user is building it. Raises DataError (no such file) or OfflineCacheError (no such tokenizer).
+        It is in `cache_dir`, or in one of FALLBACK_CACHES if its folder there cannot be written, because the cache is
+        shared or another user is building it. Raises DataError (no such file) or OfflineCacheError (no such tokenizer).
         """
         files, tokenizer = find_files(config), find(config.tokenizer, cache_dir)
         stamps = tuple(file_stamp(path, config.files_setting) for path in files)
@@ -107,7 +107,7 @@ class Cache:
 
     @property
     def size(self) -> int:
-        """Bytes of all files."""
+        """Total size of the files in bytes."""
         return sum(size for size, _ in self.stamps)
 
     @property
@@ -117,11 +117,11 @@ class Cache:
 
     @property
     def claims(self) -> Path:
-        """Folder of the claims of the processes that build."""
+        """Folder with the claims of the processes that build the cache."""
         return self.folder / "claims"
 
     def meta(self) -> Meta | None:
-        """Return the meta.json of a complete cache, None before."""
+        """Return meta.json, None if the cache is not complete yet."""
         meta = read_record(self.folder / "meta.json", Meta)
         if meta is None or map_offsets(self.folder / "offsets.npy", meta.lines) is None:
             return None
@@ -136,14 +136,14 @@ class Cache:
         return read_record(self.folder / "index.json", Index) is not None
 
     def index(self) -> Index:
-        """Return index.json. Raises RunError before the corpus was scanned."""
+        """Return index.json. Raises RunError if the corpus has not been scanned yet."""
         index = read_record(self.folder / "index.json", Index)
         if index is None:
             raise RunError(f"{self.folder}: the index is missing; start the run again")
         return index
 
     def lines(self) -> Lines:
-        """Return the corpus by lines; needs the index."""
+        """Return the lines of the corpus; requires the index."""
         index = self.index()
         files = [TextFile(*file) for file in zip(self.files, index.layers, strict=True)]
         starts = np.memmap(self.folder / "lines.u64", dtype="<u8", mode="r", shape=(index.lines + 1,))
@@ -160,19 +160,19 @@ class Cache:
         return self.folder / "shards" / f"{shard:05d}"
 
     def shard_count(self) -> int:
-        """Return the number of shards. Shard k holds the lines that start in bytes [k, k + 1) * shard_bytes."""
+        """Return the number of shards. Shard k has the lines that start in bytes [k, k + 1) * shard_bytes."""
         index = self.index()
         return -(-index.bytes // index.shard_bytes)
 
     def shard_lines(self, lines: Lines, shard: int) -> range:
-        """Return the lines of one shard; none if a longer line spans it."""
+        """Return the lines of one shard; empty if one long line spans it."""
         size = self.index().shard_bytes
         bounds = np.array([shard * size, (shard + 1) * size], dtype=np.uint64)
         first, last = np.searchsorted(lines.starts[:-1], bounds)
         return range(int(first), int(last))
 
     def shards_done(self) -> set[int]:
-        """Return the numbers of the finished shards. Raises FileNotFoundError once they were joined."""
+        """Return the numbers of the finished shards. Raises FileNotFoundError once they have been joined."""
         with os.scandir(self.folder / "shards") as found:
             return {int(entry.name) for entry in found if entry.name.isdigit()}
 
@@ -182,13 +182,13 @@ class Cache:
 
 
 def is_writable(folder: Path) -> bool:
-    """True if permissions allow to make or write to a folder."""
+    """True if permissions allow creating or writing to a folder."""
     nearest = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
-    return not nearest.is_dir() or os.access(nearest, os.W_OK | os.X_OK)  # a file in the way is reported on writing
+    return not nearest.is_dir() or os.access(nearest, os.W_OK | os.X_OK)  # a file in the way is reported when writing
 
 
 def write_index(cache: Cache, report: Any) -> None:
-    """Scan the corpus for line starts and write lines.u64 and index.json. report: called with the bytes read."""
+    """Scan the corpus for line starts; write lines.u64 and index.json. report: called with the number of bytes read."""
     source = open_source(cache.files, cache.whole_texts)
     lines = 0
 
@@ -217,7 +217,7 @@ def write_index(cache: Cache, report: Any) -> None:
 
 @dataclass
 class Totals:
-    """What all shards of a cache sum up to. first: number of the first skipped line of each reason."""
+    """Totals over all shards of a cache. first: number of the first skipped line by reason."""
 
     tokens: int = 0
     documents: int = 0
@@ -233,9 +233,9 @@ class Totals:
 
 
 def join_shards(cache: Cache, lines: Lines) -> None:
-    """Write tokens.bin, offsets.npy and meta.json from all shards.
+    """Join all shards into tokens.bin, offsets.npy and meta.json.
 
-    Raises DataError if there is no document, FileNotFoundError if a shard is missing.
+    Raises DataError if there are no documents, FileNotFoundError if a shard is missing.
     """
     shards = [cache.shard_file(number) for number in range(cache.shard_count())]
     totals, digest = Totals(), hashlib.sha256()
@@ -288,9 +288,9 @@ def _write_meta(cache: Cache, lines: Lines, totals: Totals, tokens_sha256: str) 
 
 
 def sweep(cache: Cache) -> None:
-    """Remove what a complete cache does not need, and what killed builds left."""
+    """Remove files that a complete cache does not need, and leftovers of killed builds."""
     for name in ("claims", "shards"):
         safe_files.remove(cache.folder / name)
     for stray in cache.folder.glob(".*.tmp"):
-        with contextlib.suppress(OSError):  # another user's
+        with contextlib.suppress(OSError):  # belongs to another user
             stray.unlink()

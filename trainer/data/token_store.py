@@ -1,7 +1,7 @@
-"""Tokens of a corpus by line number: the interface that batches are drawn from, and the complete token cache.
+"""Tokens of a corpus by line number: the interface from which batches are drawn, and the complete token cache.
 
-Other implementations: a cache that is still being built (on_the_fly), flat files of token ids (flat_bin). A batch does
-not depend on which one it comes from.
+Other implementations: a cache that is still being built (on_the_fly), flat files of token ids (flat_bin). Batches do
+not depend on the implementation.
 """
 
 from __future__ import annotations
@@ -19,34 +19,34 @@ from ablatrix.trainer.data.text_source import read_at
 from ablatrix.trainer.rundir.console import count
 from ablatrix.trainer.rundir.errors import DataError
 
-SCAN = 1 << 20  # lines looked at in one go
+SCAN = 1 << 20  # lines processed at a time
 
 
 class Meta(BaseModel):
     """meta.json of a complete token cache."""
 
     format: int
-    source: str  # the corpus, for messages
+    source: str  # name of the corpus, for messages
     tokenizer: str
     vocab_size: int
     dtype: str
     lines: int
     documents: int
     tokens: int
-    skipped: dict[str, int]  # lines by reason
-    first_skipped: dict[str, str] = {}  # where the first line of each reason is, and what is wrong with it
+    skipped: dict[str, int]  # number of skipped lines by reason
+    first_skipped: dict[str, str] = {}  # location of the first line by reason, and what is wrong with it
     fingerprint: str
     tokens_sha256: str
 
 
 class TokenStore(ABC):
-    """The tokens of a corpus, by line number; lines that hold no document have none.
+    """The tokens of a corpus by line number; lines that are not documents have none.
 
-    skipped: number of skipped lines by reason; first_skipped: description of the first one by reason; fingerprint:
-    SHA-256 of what was read (see trainer.data.fingerprints).
+    skipped: number of skipped lines by reason; first_skipped: description of the first skipped line by reason;
+    fingerprint: SHA-256 of the content (see trainer.data.fingerprints).
     """
 
-    name: str  # of the corpus, for messages
+    name: str  # name of the corpus, for messages
     vocab_size: int
     n_lines: int
     n_documents: int
@@ -63,13 +63,13 @@ class TokenStore(ABC):
     @property
     @abstractmethod
     def starts(self) -> np.ndarray:
-        """Where the lines start in the corpus, and where it ends, (n_lines + 1,) uint64, in bytes (flat files: ids)."""
+        """Start of each line, and the end of the corpus, (n_lines + 1,) uint64, in bytes (for flat files, in ids)."""
 
     @abstractmethod
     def accepted(self, lines: np.ndarray, length: int | np.ndarray) -> Iterator[tuple[int, int]]:
-        """Yield (k, number of tokens of lines[k]) for the lines that have at least `length` tokens, in order.
+        """Yield (k, number of tokens in lines[k]) for the lines with at least `length` tokens, in order.
 
-        length: one number, or one for each line.
+        length: one number, or one per line.
         """
 
     @abstractmethod
@@ -78,10 +78,10 @@ class TokenStore(ABC):
 
     @abstractmethod
     def count(self, line: int) -> int:
-        """Return the number of tokens of a line."""
+        """Return the number of tokens in a line."""
 
     def counts(self, lines: range) -> np.ndarray:
-        """Return the number of tokens of each of these lines, int64."""
+        """Return the number of tokens in each of these lines, int64."""
         return np.array([self.count(line) for line in lines], dtype=np.int64)
 
     def document(self, line: int) -> np.ndarray:
@@ -89,9 +89,9 @@ class TokenStore(ABC):
         return self.read(line, 0, self.count(line))
 
     def first_held_out(self, test_size: float) -> int:
-        """Return the first held-out line: `test_size` counts documents from the end, or is a share of the lines.
+        """Return the first held-out line. test_size: number of documents at the end, or a share of the lines.
 
-        Raises DataError if no other is left.
+        Raises DataError if no other document is left.
         """
         if not isinstance(test_size, float):
             return self.first_of_last(test_size)
@@ -102,7 +102,7 @@ class TokenStore(ABC):
 
     @abstractmethod
     def first_of_last(self, documents: int) -> int:
-        """Return the line at which the last `documents` documents begin. Raises DataError if no other is left."""
+        """Return the line at which the last `documents` documents start. Raises DataError if no other is left."""
 
     @abstractmethod
     def require(self, lines: range, length: int) -> None:
@@ -126,11 +126,11 @@ class CompleteStore(TokenStore):
         if offsets is None:
             raise damaged(folder / "offsets.npy")
         self._offsets = offsets
-        self._file = self._path.open("rb", buffering=0)  # open as long as the store lives
+        self._file = self._path.open("rb", buffering=0)  # stays open for the lifetime of the store
 
     @property
     def tokens(self) -> np.ndarray:
-        """All ids (n_tokens,), one document after the other: a memmap. Touched pages count as this process's memory."""
+        """All ids (n_tokens,), concatenated, as a memmap. Touched pages count as this process's memory."""
         return np.memmap(self._path, dtype=self.dtype, mode="r")
 
     @property
@@ -152,7 +152,7 @@ class CompleteStore(TokenStore):
         return zip(which.tolist(), counts[which].tolist(), strict=True)
 
     def read(self, line: int, start: int, stop: int) -> np.ndarray:
-        # from the file instead of the memmap: memory does not grow with the corpus
+        # read from the file instead of the memmap, so that memory does not grow with the corpus
         begin = int(self._offsets[line]) + start
         return read_tokens(self._file.fileno(), begin, stop - start, self.dtype)
 
@@ -184,22 +184,22 @@ class CompleteStore(TokenStore):
 
 
 def map_offsets(path: Path, n_lines: int) -> np.ndarray | None:
-    """Map the offsets (n_lines + 1,) int64 of an offsets.npy; None if the file is missing or damaged."""
+    """Map the offsets (n_lines + 1,) int64 in an offsets.npy; None if the file is missing or corrupt."""
     try:
-        mapped = np.lib.format.open_memmap(path, mode="r")  # refuses arrays of objects
+        mapped = np.lib.format.open_memmap(path, mode="r")  # rejects object arrays
     except (OSError, ValueError):
         return None
     whole = mapped.dtype == np.dtype("<i8") and mapped.shape == (n_lines + 1,)
-    return np.asarray(mapped) if whole else None  # single numbers of a memmap take three times as long
+    return np.asarray(mapped) if whole else None  # indexing a memmap takes three times as long
 
 
 def damaged(path: Path) -> DataError:
-    """Return the error for a file of a token cache that is missing or has another size."""
+    """Return the error for a token cache file that is missing or has the wrong size."""
     return DataError(f"{path}: damaged; remove the folder {path.parent} and start the run again to rebuild it")
 
 
 def read_tokens(descriptor: int, start: int, count: int, dtype: np.dtype[Any], skip: int = 0) -> np.ndarray:
-    """Return `count` tokens from the `start`-th of a file whose tokens begin after `skip` bytes."""
+    """Return `count` tokens, starting at token `start`, from a file whose tokens begin after `skip` bytes."""
     size = count * dtype.itemsize
     data = read_at(descriptor, size, skip + start * dtype.itemsize)
     if len(data) < size:
@@ -216,7 +216,7 @@ def too_short(name: str, longest: int, length: int) -> DataError:
 
 
 def count_held_out(size: float, total: int) -> int:
-    """Return how many of `total` are held out: `size`, or at least one if it is a share (a float)."""
+    """Return how many of `total` are held out: `size`, or a share of at least one if `size` is a float."""
     return max(1, round(size * total)) if isinstance(size, float) else size
 
 

@@ -23,13 +23,13 @@ if TYPE_CHECKING:
     from ablatrix.trainer.config import DataConfig
 
 TOKENIZER_JSON = "tokenizer.json"
-EMBEDDED = ("sample", "bytes")  # made without a network
+EMBEDDED = ("sample", "bytes")  # created without a network
 END_OF_TEXT = "<|endoftext|>"  # GPT-2's name for it
 
 
 @dataclass(frozen=True)
 class TokenizerInfo:
-    """A tokenizer of the offline cache. `sha256` covers all its files; `bulk` is the library that encodes corpora."""
+    """A tokenizer of the offline cache. `sha256` covers all its files; `bulk` is the library for encoding corpora."""
 
     name: str
     folder: Path
@@ -39,9 +39,9 @@ class TokenizerInfo:
 
 
 def folder_name(name: str, setting: str = "data.tokenizer") -> str:
-    """Return a hub id as one folder name. Raises UserError unless it is a plain name or `owner/name`.
+    """Convert a hub id to a single folder name. Raises UserError unless it is a plain name or `owner/name`.
 
-    setting: the one that names it, for the message.
+    setting: the setting that names it, for the message.
     """
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)?", name):
         if setting == "--weights":
@@ -55,10 +55,10 @@ def folder_name(name: str, setting: str = "data.tokenizer") -> str:
 
 
 def find(name: str, cache_dir: Path) -> TokenizerInfo:
-    """Look a tokenizer up in the manifest: one small file to read, so that every preflight can afford it.
+    """Look up a tokenizer in the manifest, which is one small file and cheap enough for every preflight check.
 
-    A folder is taken as it is. Raises OfflineCacheError, with the command that fixes it, if the tokenizer is missing or
-    a file has another size; UserError for a folder without a tokenizer.
+    A folder is used directly. Raises OfflineCacheError, with the command that fixes it, if the tokenizer is missing or
+    a file has the wrong size; UserError for a folder without a tokenizer.
     """
     if is_folder(name):
         return _of_folder(name)
@@ -87,14 +87,14 @@ def _of_folder(name: str) -> TokenizerInfo:
 
 
 def count_tokens(tree: Any) -> int:
-    """Return the number of ids that a tokenizer.json can give: one more than the largest."""
-    vocab = tree["model"]["vocab"]  # of a Unigram model a list, else id by token
+    """Return the number of ids that a tokenizer.json can produce: one more than the largest."""
+    vocab = tree["model"]["vocab"]  # a list for Unigram models, else a mapping from token to id
     largest = max(vocab.values(), default=-1) if isinstance(vocab, dict) else len(vocab) - 1
     return int(max([largest, *(token["id"] for token in tree["added_tokens"])])) + 1
 
 
 def is_gpt2_pipeline(tree: dict[str, Any]) -> bool:
-    """True if a tokenizer.json is a byte-level BPE that splits and merges as GPT-2's does."""
+    """True if a tokenizer.json is a byte-level BPE that splits and merges like GPT-2's."""
     splitter, model = tree.get("pre_tokenizer") or {}, tree["model"]
     return (
         tree.get("normalizer") is None
@@ -108,9 +108,9 @@ def is_gpt2_pipeline(tree: dict[str, Any]) -> bool:
 
 
 def vocabulary(data: DataConfig, cache_dir: Path) -> tuple[int, int | None]:
-    """Return the number of tokens of a corpus's tokenizer, and the one between documents if data.sampling needs it.
+    """Return the vocabulary size of a corpus's tokenizer, and the token between documents if data.sampling needs it.
 
-    Raises OfflineCacheError as `find` does.
+    Raises OfflineCacheError like `find`.
     """
     info = find(data.tokenizer, cache_dir)
     return info.vocab_size, end_of_text(info.folder) if data.sampling != "document" else None
@@ -118,10 +118,10 @@ def vocabulary(data: DataConfig, cache_dir: Path) -> tuple[int, int | None]:
 
 @lru_cache
 def end_of_text(folder: Path) -> int | None:
-    """Return the token that ends a document, by a tokenizer's files; None if they name none."""
+    """Return the id of the token that ends a document according to a tokenizer's files; None if they define none."""
     try:
         settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:  # in a folder of a user
+    except FileNotFoundError:  # may happen in a user's folder
         settings = {}
     name = settings.get("eos_token")
     name = name.get("content") if isinstance(name, dict) else name
@@ -131,7 +131,7 @@ def end_of_text(folder: Path) -> int | None:
 
 
 def verify(info: TokenizerInfo) -> None:
-    """Compare the SHA-256 of a tokenizer's files with the manifest's. Raises OfflineCacheError if one differs."""
+    """Compare the SHA-256 of a tokenizer's files with the manifest. Raises OfflineCacheError if one differs."""
     cache_dir = info.folder.parent.parent
     entry = read_manifest(cache_dir).tokenizers.get(info.name)
     for file, facts in entry.files.items() if entry else ():
@@ -147,9 +147,9 @@ def verify(info: TokenizerInfo) -> None:
 
 
 def load(name: str, cache_dir: Path) -> PreTrainedTokenizerFast:
-    """Load a tokenizer from its files alone. Importing transformers takes about a second.
+    """Load a tokenizer from its files alone. Slow at first: importing transformers takes about a second.
 
-    Raises OfflineCacheError as `find` and `verify` do.
+    Raises OfflineCacheError like `find` and `verify`.
     """
     info = find(name, cache_dir)
     verify(info)
@@ -171,7 +171,7 @@ def go_offline() -> None:
 
 
 def suggest_warming(name: str, cache_dir: Path) -> str:
-    """Return the advice at the end of an error: the command that puts this tokenizer into this cache."""
+    """Return advice for the end of an error message: the command that adds this tokenizer to this cache."""
     if is_folder(name):
         return "check its tokenizer.json"
     command = f"{program()} warm-cache --tokenizer {name} --cache-dir {shlex.quote(str(cache_dir))}"

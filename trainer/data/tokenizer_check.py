@@ -1,8 +1,8 @@
 """Check that a tokenizer works without a network: `python -m ablatrix.trainer.data.tokenizer_check FOLDER`.
 
-Loads one of GPT-2's kind with GPT2TokenizerFast in this process, in which opening a connection is an error, and
-compares its ids with those of the bulk encoders on difficult texts. Prints one JSON object; an error is one line and
-exit code 1.
+Loads a GPT-2 style tokenizer with GPT2TokenizerFast in this process, where opening a connection is an error, and
+compares its ids with those of the bulk encoders on difficult texts. Prints one JSON object; an error is one line on
+stderr and exit code 1.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import Any, NoReturn
 from ablatrix.trainer.data.encoder import Encoder, exact_tokenizer, fast_table
 from ablatrix.trainer.data.tokenizer import TOKENIZER_JSON, TokenizerInfo, count_tokens, go_offline, is_gpt2_pipeline
 
-# Blanks and line ends, contractions, numerals, scripts without blanks, joined emoji, combining marks, byte order marks,
-# special tokens inside a text, half words of the vocabulary.
+# Spaces and line ends, contractions, numerals, scripts without spaces, joined emoji, combining marks, byte order marks,
+# special tokens inside a text, parts of words in the vocabulary.
 DIFFICULT_TEXTS = (
     "Hello world",
     " Hello  world \n\n\t x\r\n  ",
@@ -39,7 +39,7 @@ class NoNetworkError(OSError):
 
 
 def refuse_connections() -> None:
-    """Make every connection of a socket raise NoNetworkError from here on."""
+    """Make every socket connection raise NoNetworkError from now on."""
 
     def refuse(self: socket.socket, address: Any) -> NoReturn:
         raise NoNetworkError(f"a connection to {address!r} was attempted")
@@ -53,7 +53,7 @@ def refuse_connections() -> None:
 
 
 def check(folder: Path) -> dict[str, Any]:
-    """Return vocab_size, and as `bulk` the fastest encoder that gives the same ids.
+    """Return a dict with `vocab_size`, and `bulk`, the fastest encoder that gives the same ids.
 
     Raises ValueError if GPT2TokenizerFast and tokenizer.json disagree.
     """
@@ -80,7 +80,7 @@ def check(folder: Path) -> dict[str, Any]:
 
 
 def _check_general(folder: Path, tree: Any) -> int:
-    """Return the number of tokens of any other tokenizer.json. Raises ValueError if it gives ids beyond, or none."""
+    """Return the vocabulary size of any other tokenizer.json. Raises ValueError if it gives larger ids, or none."""
     size, exact = count_tokens(tree), exact_tokenizer(folder / TOKENIZER_JSON)
     ids = [id for text in DIFFICULT_TEXTS for id in exact.encode(text, add_special_tokens=False).ids]
     if not ids or max(ids) >= size:
@@ -95,7 +95,7 @@ def main() -> int:
     refuse_connections()
     try:
         print(json.dumps(check(Path(sys.argv[1]))))
-    except Exception as error:  # noqa: BLE001  (what the libraries raise is the answer)
+    except Exception as error:  # noqa: BLE001  (whatever the libraries raise is the result)
         print((str(error) or repr(error)).splitlines()[0], file=sys.stderr)
         return 1
     return 0

@@ -1,4 +1,4 @@
-"""Opens the tokens of a corpus: its cache, complete or still being built, or its flat files."""
+"""Open the tokens of a corpus: its cache, complete or still being built, or its flat files."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-WAIT_BYTES = 64 << 20  # a corpus up to this size is tokenized before the first step, in seconds
+WAIT_BYTES = 64 << 20  # a corpus up to this size is tokenized before the first step, which takes seconds
 
 
 def open_tokens(config: DataConfig, cache_dir: Path) -> TokenStore:
     """Return the tokens of a corpus, from the cache that all runs share.
 
     A missing cache is built first, unless the corpus is so large that the run would have to wait: then the cache is
-    built in the background, and what is drawn is tokenized meanwhile. Raises DataError if the corpus cannot be used,
+    built in the background, and documents are tokenized when drawn. Raises DataError if the corpus cannot be used,
     OfflineCacheError if the tokenizer is missing.
     """
     if is_flat(find_files(config)[0]):

@@ -46,7 +46,7 @@ SOURCES = (*TOKENIZER_FILES, *OLDER_FILES)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line. 0: everything is there and works offline; 2: a user's mistake; 1: a failure."""
+    """Run the command line. Exit codes: 0: everything works offline; 2: a user's mistake; 1: a failure."""
     try:
         _run(parser().parse_args(argv))
     except AblatrixError as error:
@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    """Return the parser of the command line."""
+    """Return the command-line parser."""
     p = argparse.ArgumentParser(
         f"{program()} warm-cache",
         description="Put a tokenizer and data where jobs without internet find them.",
@@ -132,7 +132,7 @@ def _default_cache() -> Path:
 def _run(options: argparse.Namespace) -> None:
     name = tokenizer_names.canonical(options.tokenizer)
     data = _parse_data(options.data) if options.data is not None else None
-    folder_name(name, "--tokenizer")  # refused before anything is done
+    folder_name(name, "--tokenizer")  # reject a bad name before anything is done
     characters = options.characters_of and _corpus(options.characters_of, options.text_key, name)
     if characters and name in (*tokenizer_names.REPOSITORIES, *tokenizer.EMBEDDED):
         raise UserError(f"--characters-of: {name} is the name of another tokenizer; choose one with --tokenizer NAME")
@@ -152,7 +152,7 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _parse_data(text: str) -> tuple[str, str]:
-    """Return (repository, file) of the data set to download; the file may be a pattern, a folder, or '' for all."""
+    """Return (repository, file) of a data set to download; the file may be a pattern, a folder, or '' for all files."""
     repo, colon, file = text.partition(":")
     if not repo or (colon and not file):
         raise UserError(f"--data {text!r}: write REPO:FILE, for instance owner/corpus:train.jsonl")
@@ -162,10 +162,10 @@ def _parse_data(text: str) -> tuple[str, str]:
 def warm_tokenizer(
     name: str, cache_dir: Path, source: Path | DataConfig | None, revision: str = "main", force: bool = False
 ) -> None:
-    """Put a tokenizer into the cache unless it is there and whole; it enters the manifest only once it works offline.
+    """Add a tokenizer to the cache unless it is complete there; it enters the manifest only once it works offline.
 
-    source: a folder of its files, or a corpus whose characters are the tokens; None: it is downloaded, or made here.
-    Raises UserError, RunError, and OSError if the cache cannot be written.
+    source: a folder with its files, or a corpus whose characters are the tokens; None: download it, or create it here
+    if it is embedded. Raises UserError, RunError, and OSError if the cache cannot be written.
     """
     home = cache_dir / "tokenizers"
     folder = home / folder_name(name)
@@ -251,9 +251,9 @@ def _is_sufficient(files: dict[str, bytes]) -> bool:
 
 
 def complete_files(files: dict[str, bytes], name: str) -> dict[str, bytes]:
-    """Return TOKENIZER_FILES, a missing tokenizer.json made from vocab.json and merges.txt.
+    """Return TOKENIZER_FILES, creating a missing tokenizer.json from vocab.json and merges.txt.
 
-    Raises UserError if files are damaged.
+    Raises UserError if files are corrupt.
     """
     try:
         if "tokenizer.json" not in files:
@@ -267,7 +267,7 @@ def complete_files(files: dict[str, bytes], name: str) -> dict[str, bytes]:
 
 
 def verify_offline(folder: Path, name: str) -> dict[str, Any]:
-    """Load a tokenizer in a fresh process without a network; return its vocab_size and bulk encoder.
+    """Load a tokenizer in a fresh process without network access; return its vocab_size and bulk encoder.
 
     Raises UserError if that fails.
     """
@@ -279,7 +279,7 @@ def verify_offline(folder: Path, name: str) -> dict[str, Any]:
 
 
 def _replace_folder(staging: Path, target: Path) -> None:
-    """Replace a folder by a finished one."""
+    """Replace a folder with a finished one."""
     old = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
     if os.path.lexists(target):
         target.rename(old)

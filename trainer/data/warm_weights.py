@@ -1,4 +1,4 @@
-"""`warm-cache --weights NAME`: the weights of a model of the hub, for `model.init_from`."""
+"""`warm-cache --weights NAME`: download a model's weights from the hub, for `model.init_from`."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from ablatrix.trainer.rundir.files import make_folder, personal, remove
 
 
 def warm_weights(name: str, cache_dir: Path, force: bool = False) -> None:
-    """Download config.json and model.safetensors of a repository unless they are there and whole.
+    """Download config.json and model.safetensors of a repository unless they are already there and complete.
 
-    Raises UserError for a model that cannot be trained here, otherwise as `hub.fetch` does.
+    Raises UserError for a model that cannot be trained here; otherwise raises like `hub.fetch`.
     """
     if is_folder(name):
         raise UserError(f"--weights {name}: is a folder; set model.init_from to it")
@@ -30,7 +30,7 @@ def warm_weights(name: str, cache_dir: Path, force: bool = False) -> None:
         return
     staging, files, commit = personal(folder.with_name(f".{folder.name}.download")), {}, "main"
     make_folder(folder.parent, parents=True)
-    for file in reversed(MODEL_FILES):  # config.json first: a model of another kind costs no download
+    for file in reversed(MODEL_FILES):  # config.json first: an unsupported model then costs no download
         say(f"weights of {name}: {file} from {repo}")
         try:
             got = hub.fetch(repo, file, staging, revision=commit)

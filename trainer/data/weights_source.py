@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     from ablatrix.models.config import ResolvedGPTConfig
 
 SETTING = "model.init_from"
-MODELS = "models"  # folder of the offline cache
+MODELS = "models"  # folder in the offline cache
 
 
 @dataclass(frozen=True)
 class Source:
-    """The file that holds the weights, and their model. huggingface: under Hugging Face's names, else a state dict."""
+    """A weights file and its model. huggingface: the weights have Hugging Face's names; else it is a state dict."""
 
     name: str
     path: Path
@@ -33,7 +33,7 @@ class Source:
 
 
 def find_source(name: str, cache_dir: Path) -> Source:
-    """Return the weights that a value of `model.init_from` names.
+    """Return the source of the weights that a value of `model.init_from` refers to.
 
     Raises OfflineCacheError, with the command that fetches them, or UserError.
     """
@@ -60,7 +60,7 @@ def find_source(name: str, cache_dir: Path) -> Source:
 
 
 def read_huggingface(tree: dict[str, object], path: Path) -> ResolvedGPTConfig:
-    """Return the model of a config.json. Raises UserError if it is none of ours."""
+    """Return the model of a config.json. Raises UserError if Ablatrix does not support it."""
     try:
         return read_model(tree)
     except UnsupportedError as error:
@@ -68,7 +68,7 @@ def read_huggingface(tree: dict[str, object], path: Path) -> ResolvedGPTConfig:
 
 
 def _find_cached(name: str, cache_dir: Path) -> Path:
-    """Return the folder of a model in the offline cache. Raises OfflineCacheError if it is not there and whole."""
+    """Return the folder of a model in the offline cache. Raises OfflineCacheError if it is missing or incomplete."""
     folder = cached_folder(name, cache_dir)
     entry = read_manifest(cache_dir).models.get(name)
     command = f"{program()} warm-cache --weights {name} --cache-dir {shlex.quote(str(cache_dir))}"
@@ -84,5 +84,5 @@ def _find_cached(name: str, cache_dir: Path) -> Path:
 
 
 def cached_folder(name: str, cache_dir: Path) -> Path:
-    """Return where the offline cache has the weights of a repository of the hub."""
+    """Return the folder of the offline cache for the weights of a hub repository."""
     return Path(cache_dir) / MODELS / name.replace("/", "--")
