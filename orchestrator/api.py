@@ -1,4 +1,4 @@
-"""The Python API: `import ablatrix`. What the verbs print, as pandas tables, for notebooks and scripts."""
+"""The Python API (`import ablatrix`): what the verbs print, as pandas tables, for notebooks and scripts."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Study:
 
     @cached_property
     def analysis(self) -> Analysis:
-        """The comparison behind every table, as the report makes it."""
+        """The comparison behind every table, as computed for the report."""
         return analyze(read_study(self.folder, run_state.reasons(self.states)))
 
     @cached_property
@@ -138,7 +138,7 @@ def submit(
 ) -> Study:
     """Queue the runs of an experiment that are not done, as `ablatrix submit` does, and return the study.
 
-    On this machine it returns when the runs have ended. Raises UserError or RunError.
+    With the local launcher, it returns when the runs have ended. Raises UserError or RunError.
     """
     folder = load_experiment(Path(file), sets).experiment.folder  # as the file is when called
     run_submit(Options(Path(file), launcher, sets, only=only, retry=retry, wait=wait), open_console())

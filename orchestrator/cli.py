@@ -163,7 +163,7 @@ def status(
     everything: Annotated[bool, typer.Option("--all", help="a line for every run of a large study")] = False,
     output: Output = OUT,
 ) -> None:
-    """Show the state of each run: files first, then the scheduler."""
+    """Show the state of each run, from its files and the scheduler."""
     from ablatrix.orchestrator.terminal.printing import open_console
     from ablatrix.orchestrator.verbs.status import status
 
@@ -176,12 +176,12 @@ def report(
     output: Output = OUT,
     pdf: Annotated[bool, typer.Option("--pdf", help="also write report.pdf, A4 to hand in, and PDF figures")] = False,
     as_json: Json = False,
-    interactive: Annotated[bool, typer.Option("--interactive", hidden=True)] = False,  # the page always is
-    notify: Annotated[bool, typer.Option("--notify", hidden=True)] = False,  # of the report job
+    interactive: Annotated[bool, typer.Option("--interactive", hidden=True)] = False,  # ignored: the page always is
+    notify: Annotated[bool, typer.Option("--notify", hidden=True)] = False,  # used by the report job
 ) -> None:
     """Compare the cells: tables, plots and a verdict, written into the study's report/ folder.
 
-    Several studies are also put side by side.
+    Several studies are also compared with each other.
     """
     from ablatrix.orchestrator.terminal.printing import open_console
     from ablatrix.orchestrator.verbs.report import report
@@ -197,7 +197,7 @@ def check(
     retry: Annotated[bool, typer.Option("--retry", help="also for failed, lost and cancelled runs")] = False,
     as_json: Json = False,
 ) -> None:
-    """Find what would fail before anything is queued, all at once. `submit` does this too."""
+    """Find everything that would fail, before anything is queued. `submit` does this too."""
     from ablatrix.orchestrator.verbs.check import check
     from ablatrix.orchestrator.verbs.plan import Options
 
@@ -228,7 +228,7 @@ def cancel(
     study: StudyOption = None,
     output: Output = OUT,
 ) -> None:
-    """Take runs out of the queue, or stop them. They keep their checkpoints."""
+    """Remove runs from the queue or stop them. They keep their checkpoints."""
     from ablatrix.orchestrator.verbs.cancel import cancel
 
     cancel(runs or (), study, output, everything=everything, yes=yes, as_json=as_json)
@@ -241,7 +241,7 @@ def clean(
     as_json: Json = False,
     output: Output = OUT,
 ) -> None:
-    """Remove what nothing needs: older checkpoints of finished runs, results set aside, code that no run names."""
+    """Remove what is no longer needed: older checkpoints of finished runs, results set aside, unused code."""
     from ablatrix.orchestrator.verbs.clean import clean
 
     clean(study, output, yes=yes, as_json=as_json)
@@ -271,7 +271,7 @@ def show(
 ) -> None:
     """Show a run: its state, files, configuration with the origin of each value, and the end of its log.
 
-    With an experiment file: a run as it would be, before anything is submitted.
+    With an experiment file, show a planned run before anything is submitted.
     """
     from ablatrix.orchestrator.terminal.printing import open_console
     from ablatrix.orchestrator.verbs.show import show
@@ -284,7 +284,7 @@ def doctor(
     as_json: Json = False,
     output: Output = OUT,
 ) -> None:
-    """Check this machine: Python, PyTorch and GPUs, Slurm, the offline cache, disk, clock; say what to do."""
+    """Check this machine (Python, PyTorch and GPUs, Slurm, offline cache, disk, clock) and say what to do."""
     from ablatrix.orchestrator.terminal.printing import open_console
     from ablatrix.orchestrator.verbs.doctor import doctor
 
@@ -322,7 +322,7 @@ def generate(
     study: StudyOption = None,
     output: Output = OUT,
 ) -> None:
-    """Generate text with the model of a run, beside that of other cells, on this machine's CPU."""
+    """Generate text with a run's model, side by side with other cells, on this machine's CPU."""
     from ablatrix.orchestrator.terminal.printing import open_console
     from ablatrix.orchestrator.verbs import generate as verb
 
@@ -337,7 +337,7 @@ def pack(
     checkpoints: Annotated[bool, typer.Option("--checkpoints", help="also weights and checkpoints")] = False,
     output: Output = OUT,
 ) -> None:
-    """Write a study into one archive: results, configurations, code, environment and report, with their hashes."""
+    """Pack a study into one archive: results, configurations, code, environment and report, with their hashes."""
     from ablatrix.orchestrator.terminal.printing import open_console
     from ablatrix.orchestrator.verbs.pack import pack
 

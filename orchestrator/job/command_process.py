@@ -24,7 +24,7 @@ ATTEMPT = "ABLATRIX_ATTEMPT"
 
 
 class CommandProcess:
-    """A command and everything that it starts, which share a process group."""
+    """A command and everything it starts, which share a process group."""
 
     def __init__(self, spec: CommandSpec, run_dir: Path) -> None:
         self.spec, self.run_dir = spec, run_dir

@@ -157,7 +157,7 @@ class JobMember:
         if code == run_files.EXIT_LOST_PEER and self.layout.nodes > 1:
             code = self._judge_lost_peer()
         if code == run_files.EXIT_STOPPED and self.node:
-            return 0  # the task of node 0 has the job requeued
+            return 0  # the task of node 0 requeues the job
         if code not in (0, run_files.EXIT_STOPPED):
             self._record_failure(code)
         return code if code >= 0 else 128 - code
@@ -204,7 +204,7 @@ class JobMember:
             note(self.run_dir, "failed", reason=f"one of its processes was {reason}" if killed_one_of_many else reason)
 
     def fail(self, reason: str) -> None:
-        """Record a failure unless one is recorded."""
+        """Record a failure unless one is already recorded."""
         if not self._has_failed():
             note(self.run_dir, "failed", reason=reason)
 

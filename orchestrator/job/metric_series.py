@@ -175,7 +175,7 @@ class _StepCounter:
 
     def __init__(self) -> None:
         self._offsets: dict[int, int] = {}  # epoch -> offset added to its steps
-        self._gap = 1  # between two steps
+        self._gap = 1  # between two reported steps
         self.restart()
 
     def restart(self) -> None:

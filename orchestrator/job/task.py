@@ -97,7 +97,7 @@ def await_config(run_dir: Path) -> bool:
     If only config.json is missing, the trainer reports that and the run fails.
     """
     deadline = time.monotonic() + shared_fs.visibility_delay(run_dir)
-    # listing a folder makes an NFS client ask the server; config.json was written last
+    # listing a folder makes an NFS client query the server; config.json was written last
     while run_files.CONFIG not in _list_folder(run_dir) and time.monotonic() < deadline:
         time.sleep(0.2)
     return run_dir.is_dir()

@@ -84,7 +84,7 @@ def fork_trainer(
         np.random.seed()
         sys.argv = [str(Path(cli.__file__).with_name("__main__.py")), *flags]
         code = cli.main(list(flags))
-    except Exception:  # noqa: BLE001 - as Python does: the job's code, which is below on the stack, must not catch it
+    except Exception:  # noqa: BLE001 - as Python does: the job's code, further up the stack, must not catch it
         traceback.print_exc()
     cli.leave(code)
     raise AssertionError("not reached")

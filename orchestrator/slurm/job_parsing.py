@@ -1,4 +1,4 @@
-"""Slurm's jobs as squeue, scontrol and sacct print them: parsers, job ids, states, and our mark on a job."""
+"""Slurm's jobs as printed by squeue, scontrol and sacct: parsers, job ids, states, and our mark on a job."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Job:
 
     @property
     def hold(self) -> str:
-        """Why Slurm holds it, and what releases it; '' if it is not held."""
+        """Why Slurm holds it, and how to release it; '' if it is not held."""
         return describe_wait(self.reason) if _advice(self.reason) and self.state in PENDING else ""
 
     @property

@@ -1,4 +1,4 @@
-"""The choice of a launcher: this machine, submitit or sbatch."""
+"""Choose a launcher: this machine, submitit or sbatch."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ class SbatchLauncher:
 
     def launch(self, batch: Batch) -> list[str]:
         path = batch.study.folder / LOGS / f"{batch.token}.sbatch"
-        # `slurm.setup` may hold a secret (`export WANDB_API_KEY=...`): sbatch reads the script as this user
+        # `slurm.setup` may contain a secret (`export WANDB_API_KEY=...`): sbatch reads the script as this user
         atomic_write(path, self.script(batch), durable=False, mode=PRIVATE)
         return call_sbatch(path, batch.dependency)
 

@@ -42,7 +42,7 @@ def devices_per_run(settings: SlurmSettings) -> float:
 
 
 def unit(settings: SlurmSettings) -> str:
-    """Return the unit of the hours of a plan and of its budget."""
+    """Return the unit in which hours of a plan and its budget are given."""
     return "GPU-hours" if settings.gpu_count else "node-hours"
 
 
@@ -56,7 +56,7 @@ def _seconds_per_step(smoke: Path, cell: str) -> float | None:
 
 
 def require_within_budget(experiment: Experiment, runs: Sequence[Run], hours: Mapping[str, float]) -> None:
-    """Raise UserError if the runs would exceed the experiment's `budget`, as far as their cost is known."""
+    """Raise UserError if the runs would exceed the experiment's `budget`, to the extent that their cost is known."""
     if experiment.budget is None or any(run.cell not in hours for run in runs):
         return
     total = sum(hours[run.cell] for run in runs)

@@ -24,7 +24,7 @@ from ablatrix.trainer.rundir.events import read_events
 if TYPE_CHECKING:
     from ablatrix.orchestrator.study.matrix import Run
 
-MOST_READ = 200  # finished runs of a study for its noise
+MOST_READ = 200  # finished runs of a study that are read for its noise
 MOST_TIMED = 60  # runs whose time is read, at least one of each cell
 LIMIT = 0.8  # confidence level of the noise's upper limit
 
@@ -64,7 +64,7 @@ def find(folder: Path, runs: Sequence[Run]) -> EarlierResults:
             if summary is None:
                 continue
             read += 1
-            # an A/A check uses other seeds than the other cells, so the seeds' noise would not cancel
+            # an A/A check uses different seeds than the other cells, so the seeds' noise would not cancel
             apart = run["seed"] in tune or is_aa(run["cell"], run.get("features") or ())
             compared = run.get("size") in sizes and not apart
             if compared and (value := _final_value(summary, measure)) is not None:

@@ -18,7 +18,7 @@ from ablatrix.trainer.rundir import run_files
 if TYPE_CHECKING:
     from ablatrix.orchestrator.status.run_state import RunState
 
-REWRITTEN = frozenset({run_files.CONFIG, SPEC, ORIGINS})  # by every `submit`
+REWRITTEN = frozenset({run_files.CONFIG, SPEC, ORIGINS})  # rewritten by every `submit`
 RERUN = "submit --retry runs it again"
 REPORT, MANIFEST = "report", ".made.json"
 SHOWN = 3

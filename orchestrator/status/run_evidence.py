@@ -44,7 +44,7 @@ class RunEvidence:
 
     @classmethod
     def read(cls, run: StudyRun) -> RunEvidence:
-        """Read a run's folder. Raises OSError for a file that cannot be read."""
+        """Read a run's folder. Raises OSError if a file cannot be read."""
         events = read_events(run.folder, certain=True, newest_only=("heartbeat", "checkpoint"))
         start = max((i for i, event in enumerate(events) if event["event"] == "submitting"), default=0)
         latest = [event for event in events[start:] if event["event"] != "submitting"]
@@ -92,7 +92,7 @@ class RunEvidence:
 
     @property
     def token(self) -> str:
-        """The token of the submission."""
+        """The token of the submission that queued the attempt."""
         return str((self.queued or {}).get("token", ""))
 
     @property
@@ -119,7 +119,7 @@ class RunEvidence:
 
     @property
     def needs_queue(self) -> bool:
-        """True if only Slurm's queue can tell the state."""
+        """True if the state can only be determined from Slurm's queue."""
         if self.summary:
             return False
         return bool(self.claim or (self.queued and not self.is_local and not self.is_final))

@@ -1,4 +1,4 @@
-"""An archive of files with a manifest of their SHA-256: written with reproducible bytes, verified when unpacked."""
+"""An archive of files with a manifest of their SHA-256: reproducible byte for byte, verified when unpacked."""
 
 from __future__ import annotations
 

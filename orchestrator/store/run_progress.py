@@ -40,14 +40,14 @@ def _number(text: str | None) -> float | None:
 
 
 def _last_rows(path: Path) -> tuple[Sequence[str], list[list[str]]]:
-    """Return the column names and the last whole rows of a loss.csv."""
+    """Return the column names and the last complete rows of a loss.csv."""
     try:
         with open_for_reading(path) as file:
             header = file.readline(TAIL_BYTES)
             skipped = os.fstat(file.fileno()).st_size - TAIL_BYTES
             if skipped > len(header):
                 file.seek(skipped)
-                file.readline(TAIL_BYTES)  # the rest of a row
+                file.readline(TAIL_BYTES)  # skip the rest of a row
             text = (header + file.read(TAIL_BYTES)).decode("utf-8", "replace")
     except OSError:
         return (), []

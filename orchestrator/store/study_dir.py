@@ -29,7 +29,7 @@ from ablatrix.trainer.rundir.program import program
 STUDY = "study.json"
 ORIGINS = "origins.json"  # in a run's folder: which file and line, feature or flag set each value of its config.json
 SNAPSHOTS = ".snapshots"
-LAST = ".last"  # in out/: names the folder of the last submitted study
+LAST = ".last"  # in out/: contains the folder of the last submitted study
 LOGS = "logs"  # of the scheduler; what a run prints is in its own job.out
 
 
@@ -79,7 +79,7 @@ class Study:
     design: list[Any] = field(default_factory=list)  # as in the experiment file
     scale: dict[str, Any] = field(default_factory=dict)  # `sizes` in order, and the options of `scale:` for the report
     plans: list[Planned] = field(default_factory=list)  # the first submit, and each change since
-    notify: Notify | None = None  # where messages about the study go
+    notify: Notify | None = None  # where messages about the study are sent
 
     @property
     def looks(self) -> Looks | None:
@@ -340,7 +340,7 @@ def _suggest_file() -> str:
 
 
 def _holds_study(folder: Path) -> bool:
-    return os.path.isfile(folder / STUDY)  # False, not an error, for a folder that may not be read
+    return os.path.isfile(folder / STUDY)  # for a folder that may not be read, this returns False instead of raising
 
 
 def _studies(output: Path) -> list[str]:

@@ -62,7 +62,7 @@ def describe(run_dir: Path, claim: Claim) -> None:
 
 
 def read(run_dir: Path, attempt: int) -> Claim:
-    """Return a claim; only its number is known until its owner has described it."""
+    """Return a claim, of which only the number is known until its owner has described it."""
     record = run_files.read_json(run_dir / FOLDER / str(attempt) / "claim.json") or {}
     token, index, tasks = (record.get(name) for name in ("token", "index", "tasks"))
     if not isinstance(token, str) or not all(type(n) is int and 0 <= n < 2**32 for n in (index, tasks)):
@@ -114,7 +114,7 @@ def start(run_dir: Path, attempt: int, job_id: str) -> str | None:
 
 def _superseded(run_dir: Path, attempt: int) -> str:
     """Return a sentence if there is a newer attempt, else ''."""
-    newer = newest(run_dir)  # lists the folder, which makes an NFS client ask the server
+    newer = newest(run_dir)  # lists the folder, which makes an NFS client query the server
     return f"attempt {attempt} was given up, attempt {newer} has taken its place" if newer > attempt else ""
 
 

@@ -16,7 +16,7 @@ from ablatrix.trainer.rundir.files import is_own, read_bytes
 
 _CODE = re.compile(r"\b[0-9a-f]{16}\b")
 UNUSED_SECONDS = 3600.0  # a submit uses its snapshot within seconds of taking it
-SCRIPTS_KEPT = 30 * 86400.0  # a job script that is older has run, or been cancelled
+SCRIPTS_KEPT = 30 * 86400.0  # the job of an older job script has run or been cancelled
 MOST_SNAPSHOTS = 10  # beyond which `submit` removes unused ones
 
 

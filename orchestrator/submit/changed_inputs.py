@@ -1,4 +1,4 @@
-"""Fingerprints of corpora and tokenizers: results on different data cannot be compared."""
+"""Fingerprints of corpora and tokenizers, which prevent comparing results on different data."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Inputs:
         self._known: dict[tuple[str, ...], dict[str, str]] = {}
 
     def of(self, config: object) -> dict[str, str]:
-        """Return the fingerprints of a run's corpus and tokenizer; {} for a command, whose files are not known."""
+        """Return the fingerprints of a run's corpus and tokenizer; {} for a command, whose files are unknown."""
         if not isinstance(config, RunConfig):
             return {}
         data, start = config.data, str(config.model.init_from)
@@ -39,7 +39,7 @@ class Inputs:
 def refuse_changed_inputs(runs: Iterable[Run], states: Iterable[RunState], again: Sequence[str]) -> None:
     """Raise UserError if a run of the study was trained, or is to be, on a different corpus or tokenizer.
 
-    again: ids of runs whose results are set aside.
+    again: ids of runs to rerun, whose earlier results are set aside.
     """
     planned, inputs = {run.id: run for run in runs}, Inputs()
     affected: dict[str, list[str]] = {}

@@ -1,4 +1,4 @@
-"""Send messages through a webhook (Slack, Discord, or any that accepts JSON) or by mail."""
+"""Send messages through a webhook (Slack, Discord, or any that accepts JSON) or by email."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def payload(kind: str, text: str, record: Mapping[str, Any]) -> Mapping[str, Any
 
 
 def send_mail(address: str, subject: str, text: str) -> None:
-    """Send a mail with sendmail. Raises NotSentError if it was not sent, RunError if that is unknown."""
+    """Send an email with sendmail. Raises NotSentError if it was not sent, RunError if that is unknown."""
     program = shutil.which("sendmail") or shutil.which("sendmail", path=MAIL_PROGRAMS)
     if program is None:
         raise NotSentError("sendmail is not installed on this host; set notify.mail_by: slurm")

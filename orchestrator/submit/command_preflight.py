@@ -156,7 +156,7 @@ def _import_problems(answer: Mapping[str, Any], name: str, hint: str) -> Iterato
 
 
 def _check_flags(loaded: Loaded, start: Start, program: Program, answer: Mapping[str, Any]) -> Iterator[str]:
-    """Yield flags that the script's own --help contradicts. A script without a known parser is not started."""
+    """Yield flags that the script's own --help contradicts. Does not start a script without a known parser."""
     script = program.script or program.module
     given = [word.partition("=")[0] for word in program.arguments if word.startswith("--") and word != "--"]
     if not given or "hydra" in answer["parsers"] or not answer["parsers"]:
@@ -204,7 +204,7 @@ def _known_flags(text: str) -> set[str]:
 
 
 def _takes_no_value(flag: str, text: str) -> bool:
-    """True if the usage or the list of options shows the flag alone."""
+    """True if the usage or the list of options shows the flag without a value."""
     name = re.escape(flag)
     alone = rf"(?:\[|\| ){name}(?:\]| \|)|^[ \t│*]*(?:-[^\n]*, )?{name}(?:, --?[\w.-]+)*(?:  |[ \t]*$)"
     return bool(re.search(alone, text, re.MULTILINE))

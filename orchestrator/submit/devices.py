@@ -1,4 +1,4 @@
-"""GPUs of this machine, for the local launcher."""
+"""The GPUs of this machine, for the local launcher."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ class EarlierRun:
     changes: dict[str, tuple[Any, Any]]  # dotted setting -> (its value, the new run's value)
     start: int | None  # step of the checkpoint that the new run can start from
     best: bool = False  # True if its best.pt is also the new run's best so far
-    other_inputs: tuple[str, ...] = ()  # settings whose files have another content now, so that it cannot be continued
+    other_inputs: tuple[str, ...] = ()  # settings whose files have changed since, so the run cannot be continued
 
 
 def find(folder: Path, runs: Iterable[Run]) -> dict[str, EarlierRun]:
@@ -160,7 +160,7 @@ def _explain_fresh_start(config: RunConfig, earlier: EarlierRun) -> str:
 def copy_start(earlier: EarlierRun, target: Path) -> None:
     """Copy an earlier run's checkpoint, rows and samples up to `start` into a new run's folder. Raises OSError."""
     assert earlier.start is not None
-    if run_files.list_checkpoints(target):  # another submit was faster
+    if run_files.list_checkpoints(target):  # a concurrent submit was faster
         return
     for name in COPIED:
         with contextlib.suppress(FileNotFoundError):

@@ -1,6 +1,6 @@
 """Jobs on this machine that are forked from a process with torch loaded, which saves each run about a second.
 
-The other half is `job/warm_parent.py`. Jobs are not our children, so they are followed by pidfd.
+The other half is `job/warm_parent.py`. Jobs are not our children, so they are monitored through pidfds.
 """
 
 from __future__ import annotations

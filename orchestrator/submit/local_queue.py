@@ -38,7 +38,7 @@ POLL_SECONDS = 0.2
 
 
 class StoppedError(AblatrixError):
-    """The user stopped the queue."""
+    """Raised when the user stops the queue."""
 
     exit_code = 130
 
@@ -129,7 +129,7 @@ class LocalQueue:
 
     @contextlib.contextmanager
     def _forking(self, batch: Batch, threads: int) -> Iterator[None]:
-        """Fork the jobs of a batch from a process that has torch loaded, where that saves time."""
+        """Fork the jobs of a batch from a process that has torch loaded, if that saves time."""
         if self.devices or not forked_jobs.pays(batch, len(self._free)):
             yield
             return

@@ -1,4 +1,4 @@
-"""Preflight: find what would fail before anything is queued, and report it all at once, each with what to do."""
+"""Preflight: find everything that would fail before it is queued, and report all problems at once, with fixes."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def check_study(loaded: Loaded, runs: Sequence[Run], launcher: str, chosen: Sequ
         found = list(chain.from_iterable(pool.map(lambda check: list(check()), checks)))
     try:
         found += asked.result()
-    except RunError as error:  # Slurm did not answer, which matters less than findings
+    except RunError as error:  # Slurm did not answer; reported together with other findings
         if not found:
             raise
         found.append(str(error))
@@ -188,7 +188,7 @@ def _check_effects(loaded: Loaded, runs: Sequence[Run]) -> Iterator[str]:
 
 
 def _check_slurm(loaded: Loaded, runs: Sequence[Run], launcher: str) -> list[str]:
-    """Return why Slurm would refuse the jobs. Raises RunError if it does not answer."""
+    """Return why Slurm would refuse the jobs. Raises RunError if Slurm does not answer."""
     if launcher == "local":
         return []
     if not commands.available():

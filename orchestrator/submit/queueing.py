@@ -138,10 +138,10 @@ def queue(launcher: Launcher, batch: Batch) -> list[str]:
         base = job_identity.identify(batch.token, launcher.launch(batch))
     except commands.ControllerError as error:
         base = _lost_answer(batch, error)
-    except OSError as error:  # its script cannot be written
+    except OSError as error:  # the job script cannot be written
         release(batch.members, f"not queued: {error}")
         raise _unwritten(error, "nothing of it was queued") from None
-    except UserError as error:  # before sbatch was called
+    except UserError as error:  # raised before sbatch was called
         release(batch.members, f"not queued: {error}")
         raise
     ids = job_ids(base, len(batch.jobs))
@@ -189,7 +189,7 @@ def record(batch: Batch, launcher: str, ids: Sequence[str]) -> None:
 
 
 def _lost_answer(batch: Batch, error: commands.ControllerError) -> str:
-    """Return the base id of the batch's job, found by its token. Raises RunError if it is not in the queue."""
+    """Return the base id of the batch's job, found by its token. Raises RunError if the job is not in the queue."""
     uncertain = isinstance(error, commands.NoAnswerError)
     looks = () if isinstance(error, job_identity.AmbiguousAnswerError) else job_identity.LOOKS if uncertain else (0.0,)
     found = job_identity.find_job(batch.token, looks)

@@ -28,7 +28,7 @@ class Selection:
     all_active: list[RunState] = field(default_factory=list)  # all active runs, whether requested or not
 
     def describe(self) -> list[str]:
-        """Return a line for each group of runs and what becomes of it."""
+        """Return a line for each group of runs that says what will be done with it."""
         groups = (
             (self.failed, "failed, lost or cancelled; --retry reruns them"),
             (self.done, "done already, results reused"),

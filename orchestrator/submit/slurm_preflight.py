@@ -31,7 +31,7 @@ _WAITS = re.compile(
     r"nodes are busy|[Nn]ode not available|ReqNodeNotAvail|Nodes required for job|[Mm]aintenance|at this time|"
     r"test-only|[Rr]eservation (?:not usable|not yet|is in use|is not active)|partition configuration not available now"
 )
-_SUBMIT_LIMIT = re.compile(r"(?:Max|Grp)Submit")  # more jobs than fit are queued in waves
+_SUBMIT_LIMIT = re.compile(r"(?:Max|Grp)Submit")  # not an error: if not all jobs fit, they are queued in waves
 
 
 def planned_batches(loaded: Loaded, runs: Sequence[Run], cluster: site_limits.ArrayLimits) -> Iterator[Batch]:

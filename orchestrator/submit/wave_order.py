@@ -22,7 +22,7 @@ NO_SBATCH = "sbatch: not found"
 
 
 class Order(BaseModel):
-    """What is to be queued and how: everything that another process needs to continue."""
+    """What remains to be queued and how: everything that another process needs to continue."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -33,7 +33,7 @@ class Order(BaseModel):
     surroundings: dict[str, Any]  # the part of provenance.json that all runs share
     report: bool = True
     runs: dict[str, int] = {}  # id -> newest attempt when the run began to wait
-    problem: str = ""  # why a follow-up job could not go on
+    problem: str = ""  # why a follow-up job could not continue
     staged: bool = False  # runs of a later stage may be due when the active ones have ended
     budget: float | None = None  # GPU-hours that later stages may not exceed
     most: int = 0  # jobs that sbatch accepted at once after refusing more; 0: unknown
@@ -44,9 +44,9 @@ class Order(BaseModel):
         return self.problem.startswith(NO_SBATCH)
 
     def write(self, study: Study, **changes: Any) -> None:
-        """Write the order, with these changes, into the study's folder. Raises OSError."""
+        """Write the order with these changes into the study's folder. Raises OSError."""
         text = self.model_copy(update=changes).model_dump_json(indent=1)
-        # the setup lines may hold a secret
+        # the setup lines may contain a secret
         atomic_write(study.folder / RECORD, text + "\n", mode=PRIVATE)
 
 

@@ -108,7 +108,7 @@ def _queue_follow_up(batch: Batch, waiting: Mapping[str, int], later: int, wave:
 
 
 class _Wave:
-    """The arrays that one call of `queue` submits."""
+    """The arrays submitted by one call of `queue`."""
 
     def __init__(self, study: Study, order: Order, before: Sequence[str], jobs_before: int, say: Say) -> None:
         self.study, self.order, self.say = study, order, say
@@ -120,7 +120,7 @@ class _Wave:
         self._refused = False
 
     def queue(self, chosen: Sequence[RunState]) -> list[RunState]:
-        """Queue arrays until all runs are queued or there is no room; return the runs that are left."""
+        """Queue arrays until all runs are queued or there is no room; return the remaining runs."""
         waiting, settings, cluster = list(chosen), self.order.settings, site_limits.array_limits()
         jobs = -(-len(waiting) // settings.runs_per_job)
         budget = self._budget(jobs)
@@ -155,7 +155,7 @@ class _Wave:
         return max(1, room.jobs - 1)  # always try one: sites differ in what counts towards a limit
 
     def _queue_array(self, states: Sequence[RunState], chain: bool) -> list[RunState]:
-        """Queue one array of the runs that no other submit has claimed; return them if there is no room for it."""
+        """Queue one array of the runs that no other submit has claimed; return them if the array does not fit."""
         order, settings = self.order, self.order.settings
         members = queueing.claim(states, self.say)
         if not members:
@@ -261,7 +261,7 @@ def describe(
     jobs: helper_jobs.Queue | None,
     stages: Stages | None = None,
 ) -> list[str]:
-    """Return lines for `status`: what waits for room or for results, and the study's helper jobs."""
+    """Return lines for `status`: which runs wait for room or for results, and the study's helper jobs."""
     waiting = wave_order.find_waiting(study, order, states)
     follow_up = helper_jobs.find(study, helper_jobs.FOLLOW_UP, jobs) if jobs else []
     lines = _describe_stages(stages, order, follow_up, jobs, states) if stages else []

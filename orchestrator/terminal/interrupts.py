@@ -51,7 +51,7 @@ def surviving_hangup() -> Iterator[None]:
 
 
 def ignoring_lost_output(call: Callable[[], object]) -> None:
-    """Call a function that prints; once the reader is gone (EIO, EPIPE), drop all further output."""
+    """Call a function that prints; if the reader is gone (EIO, EPIPE), drop all further output."""
     try:
         call()
     except OSError as error:

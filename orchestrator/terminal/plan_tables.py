@@ -89,7 +89,7 @@ def print_schedules(found: Sequence[Schedule], console: Console) -> None:
 
 
 def print_designs(choices: Sequence[Choice], found: Forecast, console: Console) -> None:
-    """Print a row per design. found: what the study as planned can show."""
+    """Print a row per design. found: the forecast for the study as planned."""
     noise, unit, runs = found.noise, found.measure.short_unit, found.cells * found.seeds
     scale, of = (noise.sigma, unit) if noise else (1.0, " SD")
     rows = [

@@ -12,7 +12,7 @@ from rich.segment import Segment
 
 from ablatrix.trainer.rundir.console import visible
 
-MOST_NAMES = 4  # in a message
+MOST_NAMES = 4  # listed in a message
 PIPED_WIDTH = 10_000  # columns; nothing is wrapped or cut in a pipe
 _COLOR = re.compile(r"\x1b\[[0-9;:]*m")
 

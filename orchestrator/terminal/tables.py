@@ -1,4 +1,4 @@
-"""Tables that fit the terminal: framed on one, aligned lines in a pipe. No cell is ever cut."""
+"""Tables that fit the output: framed on a terminal, aligned lines in a pipe. Cells are never cut."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The verb `cancel`: take runs out of the queue, or stop them. scancel for jobs, a signal for local runs."""
+"""The verb `cancel`: remove runs from the queue or stop them, with scancel for jobs and a signal for local runs."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SHOWN = 8  # runs listed in the question
 def cancel(
     names: Sequence[str], study: str | None, output: Path, *, everything: bool, yes: bool, as_json: bool = False
 ) -> None:
-    """Cancel the named runs, or with `everything` all of a study and its helper jobs, after asking unless `yes`."""
+    """Cancel the named runs or, with `everything`, all runs of a study and its helper jobs; ask first unless `yes`."""
     if bool(names) == everything:
         raise UserError("cancel: name the runs, or give --all")
     if as_json and not yes:

@@ -1,4 +1,4 @@
-"""The verb `diff`: what differs between two runs."""
+"""The verb `diff`: show what differs between two runs."""
 
 from __future__ import annotations
 

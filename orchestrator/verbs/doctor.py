@@ -59,7 +59,7 @@ def _check_python() -> Finding:
 
 
 def _check_torch() -> Finding:
-    """Import torch as a job does, in a process of its own, and compare its GPUs with the machine's."""
+    """Import torch in a separate process, as a job does, and compare its GPUs with the machine's."""
     gpus = find_devices(None)
     try:
         shown = subprocess.run([sys.executable, "-P", "-c", TORCH], capture_output=True, text=True, timeout=120)

@@ -1,4 +1,4 @@
-"""The verb `export`: a run's weights for other programs."""
+"""The verb `export`: write a run's weights for other programs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The verb `generate`: text from the models of runs, side by side."""
+"""The verb `generate`: generate text with the models of runs, side by side."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The verb `init`: a small workspace in a new folder, or the profile of a Slurm site for experiment files."""
+"""The verb `init`: create a small workspace in a new folder, or a Slurm site's profile for experiment files."""
 
 from __future__ import annotations
 
@@ -143,6 +143,6 @@ def _describe_nodes(kind: NodeType) -> str:
 
 
 def _quote(word: str) -> str:
-    """Quote a word for YAML if it would not be read as a string."""
+    """Quote a string for YAML if it would otherwise be read as another type."""
     plain = re.fullmatch(r"[A-Za-z][\w.-]*", word) and word.lower() not in ("true", "false", "null")
     return word if plain else json.dumps(word)

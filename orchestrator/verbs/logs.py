@@ -1,4 +1,4 @@
-"""The verb `logs`: what a run printed."""
+"""The verb `logs`: show what a run printed."""
 
 from __future__ import annotations
 

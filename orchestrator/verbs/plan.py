@@ -1,4 +1,4 @@
-"""The verb `plan`: the runs of an experiment and what they will cost. Nothing is created."""
+"""The verb `plan`: show the runs of an experiment and their cost, without creating anything."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ class Plan:
 
     @property
     def study(self) -> Study:
-        """The study as it will be on disk."""
+        """The study that `create` will write to disk."""
         experiment, runs = self.loaded.experiment, study_dir.study_runs(self.folder, self.runs)
         return Study(
             self.folder,
@@ -317,7 +317,7 @@ def refuse_to_hide(planned: Plan) -> list[RunState]:
     study = planned.study
     try:
         before = study_dir.load_study(planned.folder)
-    except UserError:  # it does not exist, or this submit rewrites it
+    except UserError:  # the study does not exist, or this submit rewrites it
         return study_state.collect(study)
     ids = {run.id for run in study.runs}
     others = [run for run in before.runs if run.id not in ids]

@@ -51,7 +51,7 @@ ENVIRONMENT = (
 
 @dataclass(frozen=True)
 class Options:
-    """What to repeat, and where.
+    """The runs to repeat, and where.
 
     sets: new locations of the corpus, the tokenizer and the cache, as KEY=VALUE; margin: equivalence margin, in the
     unit of the study's measure, by default the study's own margin.
@@ -244,7 +244,7 @@ def _train(folder: Path, again: Study, runs: Sequence[StudyRun], console: Consol
     for state in study_state.collect(again):
         if not state.active and state.state != "done":
             groups.setdefault(_resources(archived[state.run.id].folder), []).append(state)
-    no_git = {"git_commit": None, "git_dirty": False, "git_patch_sha256": None}  # the code is the archive's
+    no_git = {"git_commit": None, "git_dirty": False, "git_patch_sha256": None}  # the code comes from the archive
     for (name, threads, processes), group in groups.items():
         code = folder / study_dir.SNAPSHOTS / name
         settings = SlurmSettings(cpus_per_task=threads, processes_per_node=processes)

@@ -9,7 +9,7 @@ from ablatrix.trainer.loop import Trainer
 
 
 def at(event: str, function: Callable[[Trainer], object], priority: int = 0) -> Callback:
-    """Return a callback that calls `function(trainer)` at one event."""
+    """Return a callback that calls `function(trainer)` on one event."""
     assert event in EVENTS
     made: Callback = type("At", (Callback,), {"priority": priority})()
     setattr(made, event, function)

@@ -48,7 +48,7 @@ def find() -> str | None:
 
 
 class Browser:
-    """One page in one browser. Use as a context manager."""
+    """One page in one browser, used as a context manager."""
 
     def __init__(self) -> None:
         binary = find()

@@ -39,7 +39,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)  # run before pytest selects by marker
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark with `trust` the tests in the files that docs/guarantees.md names."""
+    """Mark the tests in files named in docs/guarantees.md with `trust`."""
     named = {GUARANTEES.parents[1] / path for path in re.findall(r"`(tests/[\w/.]+)`", GUARANTEES.read_text("utf-8"))}
     for item in items:
         if item.path in named or item.path.parent in named:

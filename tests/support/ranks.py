@@ -1,4 +1,4 @@
-"""The processes of one run, as a launcher starts them."""
+"""The processes of one distributed run, started as by a launcher."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from ablatrix.orchestrator.report.comparison import compare
 from ablatrix.orchestrator.report.statistics import ALPHA
 from tests.support.measured_noise import ALGOPERF, MEASURED
 
-CELLS, EFFECT, SEED_SPREAD = 7, 4.0, 0.5  # the last two in standard deviations of a run
+CELLS, EFFECT, SEED_SPREAD = 7, 4.0, 0.5  # EFFECT and SEED_SPREAD in standard deviations of a run
 
 Noise = Callable[[np.random.Generator, int], np.ndarray]  # noise of a study, (CELLS, seeds), with variance about 1
 

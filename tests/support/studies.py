@@ -182,7 +182,7 @@ def _write_run(
 
 
 def held_out(step: float, total: int, shift: float, fate: str) -> float:
-    """Held-out NLL after `step` steps: a power law, with the planted shift growing in over the first fifth."""
+    """Return the held-out NLL after `step` steps: a power law plus the shift, which grows in over the first fifth."""
     if fate == "diverged" and step >= total / 2:
         return math.nan
     if fate == "risen":
