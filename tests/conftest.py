@@ -7,6 +7,7 @@ import functools
 import json
 import logging
 import re
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
@@ -15,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from ablatrix.orchestrator import cli
 from ablatrix.trainer.data import embedded_sample, warm_cache
 from ablatrix.trainer.data.shard_claims import Claims
 from ablatrix.trainer.rundir.files import atomic_write
@@ -24,6 +26,7 @@ from tests.support.workspace import Workspace
 pytest_plugins = ["tests.support.evidence"]
 
 WriteJsonl = Callable[..., Path]
+Verb = Callable[..., tuple[int, str, str]]
 
 
 @functools.cache
@@ -120,6 +123,21 @@ def write_jsonl(tmp_path: Path) -> WriteJsonl:
         return path
 
     return write
+
+
+@pytest.fixture
+def verb(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Verb:
+    """verb(*words): the exit code, stdout and stderr of `ablatrix WORDS` in this process."""
+
+    def call(*words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["ablatrix", *map(str, words)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        out, err = capfd.readouterr()
+        assert "Traceback" not in err, (words, err)
+        return int(ended.value.code or 0), out, err
+
+    return call
 
 
 @pytest.fixture(autouse=True)

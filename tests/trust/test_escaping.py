@@ -8,22 +8,21 @@ import itertools
 import json
 import logging
 import re
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ablatrix.orchestrator import cli
 from ablatrix.orchestrator.report import tables
 from ablatrix.orchestrator.report.build import build
 from ablatrix.orchestrator.study.metric import NLL
 from ablatrix.orchestrator.terminal.printing import log_text
 from ablatrix.trainer.rundir import console
 from ablatrix.trainer.rundir.console import visible
+from tests.conftest import Verb
 from tests.support import chromium
 from tests.support.chromium import Browser
 from tests.support.evidence import Tally
@@ -254,43 +253,30 @@ def study(tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.fixture
-def printed(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Callable[..., str]:
-    """printed("status", ...): what the command prints, on both streams."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*words: str, code: int = 0) -> str:
-        monkeypatch.setattr(sys, "argv", ["ablatrix", *words])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        out, err = capfd.readouterr()
-        assert (ended.value.code or 0) == code
-        assert "Traceback" not in err, err
-        return out + err
-
-    return call
-
-
 @pytest.mark.parametrize("terminal", [False, True], ids=["file", "terminal"])
 @pytest.mark.slow
 def test_no_verb_prints_control_sequences_of_others(
-    study: Path, printed: Callable[..., str], terminal: bool, monkeypatch: pytest.MonkeyPatch, tally: Tally
+    study: Path, verb: Verb, terminal: bool, monkeypatch: pytest.MonkeyPatch, tally: Tally
 ) -> None:
     if terminal:
         monkeypatch.setenv("FORCE_COLOR", "1")
         monkeypatch.setenv("COLUMNS", "200")
-    where = str(study)
-    texts = [] if terminal else [printed("report", where)]  # it costs more than all the others
+    monkeypatch.chdir(study.parents[1])
     first, *_, last = [run["id"] for run in json.loads((study / "study.json").read_text())["runs"]]
-    texts += [
-        printed("status", where),
-        printed("status", where, "--json"),
-        printed("show", first, "--study", where),
-        printed("logs", first, "--study", where),
-        printed("diff", first, last, "--study", where),
-        printed("show", "\x1b]0;nobody\x07", "--study", where, code=2),
-        printed("status", "\x9b31mnowhere", code=2),
+    calls: list[tuple[tuple[object, ...], int]] = [
+        (("status", study), 0),
+        (("status", study, "--json"), 0),
+        (("show", first, "--study", study), 0),
+        (("logs", first, "--study", study), 0),
+        (("diff", first, last, "--study", study), 0),
+        (("show", "\x1b]0;nobody\x07", "--study", study), 2),
+        (("status", "\x9b31mnowhere"), 2),
     ]
+    texts = []
+    for words, expected in calls if terminal else [(("report", study), 0), *calls]:  # it costs more than all the others
+        code, *streams = verb(*words)
+        assert code == expected, words
+        texts += streams
     for text in texts:
         others = re.sub(r"\x1b\[[0-9;]*m", "", text) if terminal else text  # without the colors of our own
         assert visible(others) == others
@@ -299,7 +285,7 @@ def test_no_verb_prints_control_sequences_of_others(
     everything = "".join(texts)
     assert "\\x1b]0;canary\\x07" in everything
     assert "[bold red]x[/bold red]" in everything
-    tally("control sequences of others do nothing on the terminal", cases=len(texts), detail="every verb that reads")
+    tally("control sequences of others do nothing on the terminal", cases=len(calls), detail="every verb that reads")
 
 
 def test_a_log_is_shown_without_its_colors_and_bars() -> None:

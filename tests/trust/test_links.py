@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +16,7 @@ from ablatrix.trainer.rundir.attempts import Attempt
 from ablatrix.trainer.rundir.errors import AblatrixError
 from ablatrix.trainer.rundir.events import append_event
 from tests.support.evidence import Tally
+from tests.support.trees import list_tree
 
 KINDS = ("dangling link", "link to a file", "link to a folder", "hard link")
 
@@ -68,15 +68,6 @@ def plant(path: Path, kind: str, outside: Path) -> None:
         os.link(outside / "file", path)
     else:
         path.symlink_to(outside / kind.rpartition(" ")[2].replace("link", "none"))
-
-
-def list_tree(folder: Path) -> list[tuple[str, int, int, str]]:
-    """Return path, mode, time and content of everything below a folder."""
-    found = []
-    for path in sorted(folder.rglob("*")):
-        content = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
-        found.append((str(path), path.lstat().st_mode, path.lstat().st_mtime_ns, content))
-    return found
 
 
 @pytest.mark.parametrize("kind", KINDS)

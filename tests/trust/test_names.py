@@ -5,14 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ablatrix.orchestrator import cli
 from ablatrix.orchestrator.report import collect, output
 from ablatrix.orchestrator.status import removed_files
 from ablatrix.orchestrator.store import code_snapshot, provenance, study_dir
@@ -20,7 +18,9 @@ from ablatrix.trainer.data import data_sets, tokenizer, warm_cache
 from ablatrix.trainer.rundir import run_files
 from ablatrix.trainer.rundir.errors import AblatrixError, OfflineCacheError, UserError
 from ablatrix.trainer.rundir.events import read_events
+from tests.conftest import Verb
 from tests.support.evidence import Tally
+from tests.support.trees import list_tree
 from tests.support.workspace import Workspace
 
 # Not the name of a folder below the one where it stands, or not the same everywhere
@@ -47,32 +47,10 @@ PLACES: dict[str, Callable[[str], dict[str, Any]]] = {
     "option": lambda name: {"slurm": {"extra": {name: "x"}}},
 }
 
-Verb = Callable[..., tuple[int, str]]
 
-
-@pytest.fixture
-def verb(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Verb:
-    """verb(*words): the exit code and stderr of `ablatrix WORDS` in the test's folder."""
+@pytest.fixture(autouse=True)
+def _in_an_own_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
-
-    def call(*words: object) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", ["ablatrix", *map(str, words)])
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as ended:
-            code = int(ended.code or 0)
-        return code, capsys.readouterr().err
-
-    return call
-
-
-def list_tree(folder: Path) -> dict[str, tuple[int, str]]:
-    """Return mode and content of everything below a folder."""
-    return {
-        str(path): (path.lstat().st_mode, hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "")
-        for path in sorted(folder.rglob("*"))
-    }
 
 
 @pytest.fixture
@@ -95,7 +73,7 @@ def test_a_bad_name_is_refused_before_anything_is_created(tmp_path: Path, verb: 
     for name in BAD if place == "experiment" else ("..", "a/b", "a b", "a\n#SBATCH --wrap=x", "$(touch CANARY)", "é"):
         (tmp_path / "e.yaml").write_text(json.dumps({**FILE, **PLACES[place](name)}))
 
-        code, errors = verb("submit", "e.yaml", "--launcher", "local")
+        code, _, errors = verb("submit", "e.yaml", "--launcher", "local")
 
         assert (code, errors.count("\n")) == (2, 1), (name, errors)
         assert errors.startswith("error: ")
@@ -106,14 +84,14 @@ def test_a_bad_name_is_refused_before_anything_is_created(tmp_path: Path, verb: 
 def test_a_good_name_is_accepted(tmp_path: Path, verb: Verb, place: str) -> None:
     for name in GOOD:
         (tmp_path / "e.yaml").write_text(json.dumps({**FILE, **PLACES[place](name)}))
-        assert verb("plan", "e.yaml", "--launcher", "local") == (0, ""), name
+        assert verb("plan", "e.yaml", "--launcher", "local")[::2] == (0, ""), name
 
 
 @pytest.mark.parametrize("option", ["outp", "output", "job", "comm", "exp", "export", "arr", "wra", "o", "W"])
 def test_options_that_ablatrix_sets_cannot_be_given_again(tmp_path: Path, verb: Verb, option: str) -> None:
     """sbatch takes the beginning of an option's name for the whole."""
     (tmp_path / "e.yaml").write_text(json.dumps({**FILE, **PLACES["option"](option)}))
-    code, errors = verb("plan", "e.yaml", "--launcher", "local")
+    code, _, errors = verb("plan", "e.yaml", "--launcher", "local")
     assert code == 2
     assert "is set by Ablatrix itself" in errors
 
@@ -121,7 +99,7 @@ def test_options_that_ablatrix_sets_cannot_be_given_again(tmp_path: Path, verb: 
 @pytest.mark.parametrize("option", ["cpus_per_task", "N", "time", "gpus-per-node", "p"])
 def test_an_option_that_is_a_setting_is_checked_as_one(tmp_path: Path, verb: Verb, option: str) -> None:
     (tmp_path / "e.yaml").write_text(json.dumps({**FILE, "slurm": {"extra": {option: ["no", {"value": "of it"}]}}}))
-    code, errors = verb("plan", "e.yaml", "--launcher", "local")
+    code, _, errors = verb("plan", "e.yaml", "--launcher", "local")
     assert code == 2
     assert errors.startswith("error: e.yaml:1: slurm.")
 
@@ -130,10 +108,10 @@ def test_names_that_differ_in_case_only_are_refused(tmp_path: Path, verb: Verb) 
     """A file system that ignores case would mix their files."""
     path = tmp_path / "e.yaml"
     path.write_text(json.dumps({**FILE, "features": {"rope": {"x": 2}, "Rope": {"x": 3}}, "cells": {}}))
-    assert "features: rope and Rope differ in case only" in verb("plan", "e.yaml", "--launcher", "local")[1]
+    assert "features: rope and Rope differ in case only" in verb("plan", "e.yaml", "--launcher", "local")[2]
     path.write_text(json.dumps(FILE))
     (tmp_path / "out/Study").mkdir(parents=True)
-    assert "differs from study in case only" in verb("plan", "e.yaml", "--launcher", "local")[1]
+    assert "differs from study in case only" in verb("plan", "e.yaml", "--launcher", "local")[2]
     (tmp_path / "out/study").mkdir()  # both exist: this file system tells them apart
     assert verb("plan", "e.yaml", "--launcher", "local")[0] == 0
 
@@ -154,7 +132,7 @@ def test_a_folder_that_a_job_cannot_use_is_refused(
     (tmp_path / name).mkdir()
     monkeypatch.chdir(tmp_path / name)
     Path("e.yaml").write_text(json.dumps(FILE))
-    code, errors = verb("submit", "e.yaml", "--launcher", launcher)
+    code, _, errors = verb("submit", "e.yaml", "--launcher", launcher)
     assert (code, errors.count("\n")) == (2, 1)
     assert words in errors
     assert os.listdir() == ["e.yaml"]
@@ -163,7 +141,7 @@ def test_a_folder_that_a_job_cannot_use_is_refused(
 @pytest.mark.parametrize("folder", ["-rf", "./-x"])
 def test_an_output_folder_that_looks_like_an_option_is_refused(tmp_path: Path, verb: Verb, folder: str) -> None:
     (tmp_path / "e.yaml").write_text(json.dumps({**FILE, "output": folder}))
-    code, errors = verb("submit", "e.yaml", "--launcher", "local")
+    code, _, errors = verb("submit", "e.yaml", "--launcher", "local")
     assert code == 2
     assert "output: a path that begins with - would be taken for an option" in errors
     assert os.listdir(tmp_path) == ["e.yaml"]
@@ -178,7 +156,7 @@ def test_a_path_out_of_the_study_is_no_run(tmp_path: Path, victim: Path, verb: V
     paths = ("..", "../..", "../victim", "../../victim", "/etc", "victim/", "~", "*")
     for path in paths:
         for words in (("show",), ("logs",), ("cancel", "-y"), ("diff", "baseline")):
-            code, errors = verb(*words, "--", path)
+            code, _, errors = verb(*words, "--", path)
             assert code == 2, (words, path, errors)
             assert "no such run" in errors
         assert verb("show", "--study", path, "baseline")[0] == 2
@@ -210,7 +188,7 @@ def test_a_study_json_that_names_another_folder_is_refused(tmp_path: Path, victi
 def test_verbs_refuse_a_study_json_that_names_another_folder(tmp_path: Path, victim: Path, verb: Verb) -> None:
     write_study(tmp_path / "out" / "study", "../../victim")
     for words in (("status",), ("report",), ("show", "baseline"), ("logs", "baseline"), ("cancel", "--all", "-y")):
-        code, errors = verb(*words)
+        code, _, errors = verb(*words)
         assert (code, errors.count("\n")) == (2, 1), errors
 
 

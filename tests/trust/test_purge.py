@@ -5,22 +5,20 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from ablatrix.orchestrator.cli import main
 from ablatrix.orchestrator.status import removed_files, study_state
 from ablatrix.orchestrator.store import study_dir
 from ablatrix.trainer.rundir import run_files
+from tests.conftest import Verb
 from tests.support import finished_runs
 from tests.support.evidence import Tally
 from tests.support.workspace import Workspace
 
 STUDY = Path("out/study")
 SUBMIT = ("submit", "study.yaml", "--launcher", "local")
-Verb = Callable[..., tuple[int, str]]
 
 # pattern of the file, what status says of it, the command that writes the same file again
 REWRITTEN = [
@@ -39,23 +37,9 @@ RERUN = [
 ]
 
 
-@pytest.fixture
-def verb(work: Workspace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Verb:
-    """verb(*words): exit code and output of a command in the folder of a finished study."""
+@pytest.fixture(autouse=True)
+def _in_the_folder_of_a_finished_study(work: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(work.folder)
-
-    def call(*words: str) -> tuple[int, str]:
-        monkeypatch.setattr("sys.argv", ["ablatrix", *words])
-        code = 0
-        try:
-            main()
-        except SystemExit as ended:
-            code = int(ended.code or 0)
-        captured = capsys.readouterr()
-        assert "Traceback" not in captured.err
-        return code, captured.out + captured.err
-
-    return call
 
 
 def find(pattern: str) -> Path:
@@ -68,7 +52,6 @@ def list_removed() -> list[str]:
     return removed_files.list_all(study, study_state.collect(study))
 
 
-@pytest.mark.usefixtures("verb")
 @pytest.mark.parametrize(("pattern", "words"), [(pattern, words) for pattern, words, _ in REWRITTEN + RERUN])
 def test_a_removed_file_is_named_with_its_cure(pattern: str, words: str) -> None:
     assert list_removed() == []
@@ -87,8 +70,7 @@ def test_a_file_that_is_written_again_is_the_same(verb: Verb, pattern: str, comm
     path = find(pattern)
     content = path.read_bytes()
     path.unlink()
-    code, text = verb(*command)
-    assert code == 0, text
+    assert verb(*command)[0] == 0
     assert path.read_bytes() == content
     assert list_removed() == []
 
@@ -110,9 +92,9 @@ def test_a_run_that_is_run_again_has_the_same_result(
 def test_a_study_without_its_plan_has_to_be_submitted_again(verb: Verb) -> None:
     (STUDY / study_dir.STUDY).unlink()
     for name in ("status", "report"):
-        code, text = verb(name, str(STUDY))
+        code, _, errors = verb(name, STUDY)
         assert code == 2
-        assert "study.json is missing (removed since?); submit the experiment again" in text
+        assert "study.json is missing (removed since?); submit the experiment again" in errors
 
 
 @pytest.mark.parametrize("pattern", ["out/.last", "out/study/logs"])
@@ -123,7 +105,7 @@ def test_files_that_nothing_needs_may_go(verb: Verb, pattern: str) -> None:
             file.unlink()
     else:
         path.unlink()
-    assert verb("status", str(STUDY))[0] == 0
+    assert verb("status", STUDY)[0] == 0
     assert all("nothing needs it" in line for line in list_removed())
 
 
@@ -132,7 +114,7 @@ def test_a_removed_folder_leaves_the_other_runs_as_they_are(verb: Verb, pattern:
     """A run without its folder counts as not begun."""
     path = find(pattern)
     shutil.rmtree(path)
-    code, text = verb("status", str(STUDY), "--json")
+    code, text, _ = verb("status", STUDY, "--json")
     assert code == 0
     states = {run["id"]: run["state"] for run in json.loads(text)["runs"]}
     assert states == {run: "planned" if run == path.name else "done" for run in states}

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from ablatrix.orchestrator import cli
 from ablatrix.orchestrator.study import matrix
 from ablatrix.orchestrator.study.load import load_experiment
 from ablatrix.orchestrator.submit import data_preflight
 from ablatrix.trainer.config import DataConfig
 from ablatrix.trainer.data.tokens import open_tokens
 from ablatrix.trainer.rundir.errors import ConfigError
+from tests.conftest import Verb
 from tests.support.forked_python import ForkedPython
 
 Check = Callable[..., tuple[list[str], str]]
@@ -63,27 +63,21 @@ def test_more_text_held_out_than_trained_on_is_warned_about(check: Check) -> Non
 
 
 def test_documents_that_are_never_reached_are_named_by_every_verb(
-    check: Check, offline_cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    check: Check, offline_cache: Path, monkeypatch: pytest.MonkeyPatch, verb: Verb
 ) -> None:
     with Path("a.jsonl").open("a") as file:
         file.writelines(json.dumps({"text": f"a short one, number {k}"}) + "\n" for k in range(1200))
-    monkeypatch.setattr(sys, "argv", ["ablatrix", "plan", "e.yaml"])
-
-    def plan() -> str:
-        with pytest.raises(SystemExit):
-            cli.main()
-        return capsys.readouterr().err
-
     monkeypatch.setattr(data_preflight, "SMALL_CORPUS", 1000)
     beginning = "warning: a.jsonl (its beginning): only 400 of 1,600 documents ("
     assert beginning in check("data.test_size: 200")[1]
-    assert plan().startswith(beginning)
+    assert verb("plan", "e.yaml")[2].startswith(beginning)
     open_tokens(DataConfig(file_path="a.jsonl", tokenizer="sample"), offline_cache)  # now they are counted
     whole = "warning: a.jsonl: only 400 of 1,400 documents ("
     assert whole in check("data.test_size: 200")[1]
-    assert plan().startswith(whole) and "set data.sampling to packed or stream" in plan()
+    *_, errors = verb("plan", "e.yaml")
+    assert errors.startswith(whole) and "set data.sampling to packed or stream" in errors
     found, said = check("data: {test_size: 200, sampling: stream}")
-    assert not found and "documents (" not in said and plan() == ""
+    assert not found and "documents (" not in said and verb("plan", "e.yaml")[2] == ""
 
 
 def test_a_large_corpus_is_not_read_for_it(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:

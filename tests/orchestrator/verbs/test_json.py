@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ablatrix.orchestrator import cli
 from ablatrix.trainer.rundir import run_files
+from tests.conftest import Verb
 from tests.support.plans import write_experiment
 from tests.support.studies import FEATURES, Plan, write_study
 from tests.support.workspace import Workspace
@@ -20,19 +19,17 @@ Ask = Callable[..., Any]
 
 
 @pytest.fixture
-def ask(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Ask:
+def ask(verb: Verb, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Ask:
     """ask(*words, code=0): what `ablatrix WORDS --json` prints, beside a study of two cells and two seeds."""
     monkeypatch.chdir(tmp_path)
     fates = {("rope", 2): "failed"}
     cells: dict[str, list[str]] = {"baseline": [], "rope": ["rope"]}
     write_study(Path("out/planted"), Plan(seeds=(1, 2), features={"rope": FEATURES["rope"]}, cells=cells, fates=fates))
 
-    def ask(*words: str, code: int = 0) -> Any:
-        monkeypatch.setattr(sys, "argv", ["ablatrix", *words, "--json"])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        assert ended.value.code == code
-        return json.loads(capsys.readouterr().out)
+    def ask(*words: object, code: int = 0) -> Any:
+        ended, out, _ = verb(*words, "--json")
+        assert ended == code
+        return json.loads(out)
 
     return ask
 
