@@ -22,16 +22,8 @@ KEYS = (
     *("api_key", "WANDB_API_KEY", "wandbApiKey", "api-key", "token", "hf_token", "HF_TOKEN", "auth", "auth_token"),
     *("password", "db_password", "PGPASSWORD", "passwd", "DB_PWD", "secret", "client_secret", "AWS_SECRET_ACCESS_KEY"),
     *("private_key", "credentials", "bearer", "access_key", "passphrase", "jwt", "password2"),
-    *(
-        "DB_PASS",
-        "OPENAI_KEY",
-        "WANDB_KEY",
-        "GITHUB_PAT",
-        "HF_TOKEN_READ",
-        "PASSWORD_PROD",
-        "api_keys",
-        "access_tokens",
-    ),
+    *("DB_PASS", "OPENAI_KEY", "WANDB_KEY", "GITHUB_PAT", "HF_TOKEN_READ", "PASSWORD_PROD", "api_keys"),
+    "access_tokens",
 )
 HARMLESS: dict[str, Any] = {
     **{"tokenizer": "gpt2", "max_tokens": 100, "eval_tokens": 20, "pad_token": "<pad>", "eos_token": "</s>"},
@@ -39,40 +31,11 @@ HARMLESS: dict[str, Any] = {
     **{"secret": None, "use_auth": True, "auth": False, "token": "", "keys": "a b", "monkey": "see", "max_token": 512},
     **{"token_file": "~/.token", "revision": "a94a8fe5ccb19ba61c4c0873d391e987982fbbd3", "special_token": "[X]"},
     **{"url": "https://example.org/data", "ssh": "git@github.com:x/y", "bearing": "north", "password": "{stdin}"},
-    **{
-        "args": [
-            "--token",
-            "{token}",
-            "--auth",
-            "--max-token",
-            5,
-            "--password",
-            "$PASSWORD",
-            "--api-key",
-            None,
-            "--jwt",
-        ]
-    },
+    "args": ["--token", "{token}", "--auth", "--max-token", 5, "--password", "$PASSWORD", "--api-key", None, "--jwt"],
     **{"sort_key": "x", "text_key": "text", "token_count": "9", "tokens": "a b", "bypass": "x", "compass": "north"},
-    **{
-        "n_pass": "two",
-        "one_pass": "x",
-        "second_pass": "x",
-        "key": "x",
-        "keys_test": "x",
-        "pad_token_test": "x",
-        "pat": "x",
-    },
-    **{
-        "test": "x",
-        "max_token_test": "x",
-        "input_key": "image",
-        "password_file": "$HOME/.x",
-        "db_password": "{user}{stdin}",
-        "passwd": "$HOME/x",
-        "jwt": "(?i)x",
-        "last_token_read": "x",
-    },
+    **dict.fromkeys(("n_pass", "one_pass", "second_pass", "key", "keys_test", "pad_token_test", "pat", "test"), "x"),
+    **{"input_key": "image", "password_file": "$HOME/.x", "db_password": "{user}{stdin}", "passwd": "$HOME/x"},
+    **{"jwt": "(?i)x", "last_token_read": "x", "max_token_test": "x"},
     **{"description": "the token is masked; no secret = no leak", "pattern": r"token=(?P<iter>\d+)"},
 }
 # Values whose form gives them away; put together here, so that no scanner takes this file for a leak
@@ -255,13 +218,8 @@ def test_secrets_are_masked_in_a_patch(file: str, line: str, sign: str) -> None:
 
 GIT_SETTINGS = (
     *("color.ui=always", "color.diff=always", "diff.noprefix=true", "diff.mnemonicPrefix=true", "diff.external=cat"),
-    *(
-        "core.quotePath=false",
-        "diff.renames=copies",
-        "diff.context=90",
-        "diff.interHunkContext=90",
-        "diff.lab.command=cat",
-    ),
+    *("core.quotePath=false", "diff.renames=copies", "diff.context=90", "diff.interHunkContext=90"),
+    "diff.lab.command=cat",
     *("diff.algorithm=histogram", "diff.wsErrorHighlight=all", "diff.colorMoved=zebra", "diff.submodule=log"),
     *("diff.lab.textconv=tac", "diff.lab.xfuncname=.*", "diff.relative=true", "diff.srcPrefix=x/", "diff.dstPrefix=y/"),
 )
