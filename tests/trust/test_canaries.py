@@ -16,7 +16,7 @@ from tests.support.exported import allowed
 from tests.support.workspace import Workspace
 from tests.trust import canaries
 
-pytestmark = pytest.mark.xdist_group("bare cluster")
+pytestmark = pytest.mark.xdist_group("slurm-2")
 
 TRAINED = """\
 # {comment}
