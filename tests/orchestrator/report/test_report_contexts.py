@@ -102,4 +102,3 @@ def test_nothing_without_lengths_or_with_damaged_ones(tmp_path: Path) -> None:
 def test_methods_name_the_components(model: dict[str, object], words: str) -> None:
     config = GPTConfig.model_validate({"model_type": "gpt-nano", **model}).resolved(50, 16).model_dump()
     assert methods.components(lambda key: config[key.removeprefix("model.")]) == words
-    assert methods.components(lambda key: None) == ""

@@ -140,7 +140,7 @@ def test_the_validation_file_beside_is_held_out(
     own = validate(dotted.nest({**settings, "data.test_size": 3}))
     assert follow_corpus(own).data == own.data
     text, _ = describe_usage(open_tokens(own.data, offline_cache), own.data)
-    assert text.endswith(f"{held_out} is not used: data.test_size holds out of the corpus itself")
+    assert text.endswith(f"{held_out} is not used: data.test_size holds out documents of the corpus itself")
 
 
 def test_several_flat_files_are_one(tmp_path: Path, offline_cache: Path) -> None:

@@ -61,7 +61,7 @@ def test_a_share_of_a_file_of_ids(tmp_path: Path, offline_cache: Path) -> None:
 
 def test_a_share_that_leaves_nothing(tmp_path: Path, offline_cache: Path) -> None:
     config = config_of(write(tmp_path / "a.jsonl", 1), test_size=0.5)
-    with pytest.raises(DataError, match=r"test_size is 0.5, but the corpus has only 1 documents"):
+    with pytest.raises(DataError, match=r"test_size is 0.5, but the corpus has only 1 document;"):
         split_lines(open_tokens(config, offline_cache), config)
 
 
