@@ -22,7 +22,7 @@ class Scheduler:
     _pause: float = 5.0
 
     def refresh(self) -> None:
-        """Read the queue; pause for longer and longer while the controller does not answer."""
+        """Read the queue; back off while the controller does not answer."""
         if time.monotonic() < self._next_try:
             return
         try:

@@ -127,7 +127,7 @@ def _parse_limit(text: str) -> str:
 
 
 def _number(text: str) -> int:
-    """Return the number in `64` or `64+` (nodes differ, and this is the least)."""
+    """Return the number in `64` or `64+`, where nodes differ and 64 is the smallest."""
     found = re.match(r"[0-9]+", text)
     return int(found[0]) if found else 0
 

@@ -16,7 +16,7 @@ LIFE = ("heartbeat", "checkpoint", "signal", "spike", "out_of_memory", "stopped"
 
 @dataclass(frozen=True)
 class Use:
-    """One attempt at a run. start, end: Unix seconds; device: equal for runs that share it; count: devices."""
+    """One attempt at a run. start, end: Unix seconds; device: equal for runs sharing it; count: number of devices."""
 
     start: float
     end: float

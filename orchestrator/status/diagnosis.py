@@ -37,7 +37,7 @@ BY_STATE = {
 def describe_end(run_dir: Path, job: job_parsing.Job | None = None, job_log: Path | None = None) -> str:
     """Return why a run without an end mark ended.
 
-    job: what Slurm knows of its job. job_log: the job's own log, if the trainer has not started.
+    job: what Slurm knows about its job. job_log: the job's own log, if the trainer has not started.
     """
     log = job_log or run_dir / run_files.JOB_OUT
     if job and job.state in BY_STATE:

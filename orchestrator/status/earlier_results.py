@@ -33,7 +33,7 @@ Values = Mapping[str, Mapping[int, float]]  # cell -> seed -> final value
 
 @dataclass(frozen=True)
 class EarlierResults:
-    """noise: of the study with the most degrees of freedom; hours: cell -> wall-clock hours of one of its runs."""
+    """Estimates. noise: of the study with most degrees of freedom; hours: cell -> wall-clock hours of one run."""
 
     noise: Noise | None = None
     hours: Mapping[str, float] = field(default_factory=dict)

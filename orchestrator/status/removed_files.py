@@ -59,7 +59,7 @@ def _list_folder(folder: Path) -> set[str]:
 
 
 def describe(missing: Collection[str], altered: str = "") -> str:
-    """Return `removed since: loss.csv (submit --retry runs it again)`; '' if nothing is missing.
+    """Return a text such as `removed since: loss.csv (submit --retry runs it again)`; '' if nothing is missing.
 
     altered: how loss.csv differs from what the run wrote.
     """

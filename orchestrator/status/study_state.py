@@ -1,4 +1,4 @@
-"""The states of a study's runs: files first, then one squeue, then what Slurm still knows of vanished jobs.
+"""The states of a study's runs: files first, then one squeue, then what Slurm still knows about vanished jobs.
 
 A run that is not queued and left no end mark is `lost`, with the likely cause.
 """

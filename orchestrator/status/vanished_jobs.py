@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def judge_by_heartbeat(state: RunState, evidence: RunEvidence, why: str) -> RunState:
     """Return the state of a run whose job this machine cannot see, judged by what the run writes.
 
-    why: why the job is not visible.
+    why: the reason that the job is not visible.
     """
     event = evidence.last_event
     if event == "stopped":

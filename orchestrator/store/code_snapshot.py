@@ -64,7 +64,7 @@ def take(store: Path, modules: Iterable[str] = ()) -> Path:
         require_folder(folder)
         if not is_own(folder):
             raise RunError(f"{folder}: belongs to {owner_name(folder)}, and jobs would run that code; remove it")
-    for name in _different(target, files):  # removed, as by a purge of scratch
+    for name in _different(target, files):  # removed, for example by a purge of scratch
         for folder in reversed((target / name).relative_to(target).parents[:-1]):
             make_folder(target / folder)
         atomic_write(target / name, files[name], durable=False)

@@ -24,7 +24,7 @@ _SUMMARY = re.compile(
     r"|slurm\.setup ended the job"
 )
 _SETUP = re.compile(r"^slurm\.setup ended the job before its run started \((exit code [0-9]+)\)$", re.MULTILINE)
-_SCRIPT = re.compile(r"^\S*/slurm_script: ")  # bash names the script by the path of Slurm's copy
+_SCRIPT = re.compile(r"^\S*/slurm_script: ")  # bash reports the script by the path of Slurm's copy
 _ERROR = re.compile(
     r"error|not found|no such|cannot|can't|could not|unable|denied|unknown|failed|fatal|invalid|missing|killed", re.I
 )
@@ -55,7 +55,7 @@ def describe_exit(code: int, log: Path) -> str:
 
 
 def describe_signal(number: int) -> str:
-    """Return `killed by SIGKILL, probably out of memory`."""
+    """Return a description such as `killed by SIGKILL, probably out of memory`."""
     likely_cause = ", probably out of memory" if number == signal.SIGKILL else ""
     return f"killed by {signal.Signals(number).name}{likely_cause}"
 

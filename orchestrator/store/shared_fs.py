@@ -69,7 +69,7 @@ def now(folder: Path) -> float:
 def has_settled(mark: Path, watched: Path, seconds: float) -> bool:
     """True once `seconds` have passed since any process first asked, with no change to `watched` in between.
 
-    mark: file whose mtime records when that was. If it cannot be created, the age of `watched` decides.
+    mark: file whose mtime records that first question. If it cannot be created, the age of `watched` decides.
     """
     if not seconds:
         return True

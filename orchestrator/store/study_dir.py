@@ -30,7 +30,7 @@ STUDY = "study.json"
 ORIGINS = "origins.json"  # in a run's folder: which file and line, feature or flag set each value of its config.json
 SNAPSHOTS = ".snapshots"
 LAST = ".last"  # in out/: contains the folder of the last submitted study
-LOGS = "logs"  # of the scheduler; what a run prints is in its own job.out
+LOGS = "logs"  # the scheduler's logs; a run's output is in its own job.out
 
 
 # A run's folder, as `submit` names it
@@ -47,7 +47,7 @@ class StudyRun:
     features: list[str] = field(default_factory=list)
     overrides: dict[str, Any] = field(default_factory=dict)
     folder: Path = Path()
-    size: str = ""  # on the scale axis
+    size: str = ""  # its size on the scale axis
 
 
 @dataclass(frozen=True)
@@ -223,7 +223,7 @@ def snapshot_store(folder: Path) -> Path:
 
 
 def study_runs(folder: Path, runs: Sequence[Run]) -> list[StudyRun]:
-    """Return planned runs as runs of a study in `folder`, whether or not they exist."""
+    """Return planned runs as runs of a study in `folder`, whether or not their folders exist."""
     return [StudyRun(r.id, r.cell, r.seed, list(r.features), r.overrides, folder / r.id, r.size) for r in runs]
 
 

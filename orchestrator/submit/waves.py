@@ -301,5 +301,5 @@ def _describe_stages(
 
 
 def _runs(number: int, verb: str) -> str:
-    """Return `1 run waits` or `3 runs wait`."""
+    """Return a phrase such as `1 run waits` or `3 runs wait`."""
     return f"1 run {verb}s" if number == 1 else f"{number} runs {verb}"

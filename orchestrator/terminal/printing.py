@@ -46,7 +46,7 @@ def print_json(record: Mapping[str, Any] | Sequence[Any]) -> None:
 
 
 def list_names(names: Sequence[str]) -> str:
-    """Return `a, b, c, d and 3 more`."""
+    """Return a list of at most MOST_NAMES names, such as `a, b, c, d and 3 more`."""
     more = len(names) - MOST_NAMES
     return ", ".join(names[:MOST_NAMES]) + (f" and {more} more" if more > 0 else "")
 

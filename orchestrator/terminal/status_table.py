@@ -82,12 +82,12 @@ def count_states(states: Sequence[RunState]) -> dict[str, int]:
 
 
 def describe_counts(states: Sequence[RunState]) -> str:
-    """Return `3 done, 2 running, 2 queued`."""
+    """Return the number of runs in each state, such as `3 done, 2 running, 2 queued`."""
     return ", ".join(f"{number} {name}" for name, number in count_states(states).items())
 
 
 def summary_line(states: Sequence[RunState], scheduler: Scheduler) -> str:
-    """Return `7 runs: 3 done, 2 running, 2 queued; 1.5 GPU-hours`, and since when the controller has not answered."""
+    """Return a summary such as `7 runs: 3 done, 4 queued; 1.5 GPU-hours`, and any silence of the controller."""
     text = f"{count(len(states), 'run')}: {describe_counts(states)}"
     hours = run_state.total_hours(states)
     text += f"; {hours}" if hours.gpu or hours.cpu else ""
@@ -140,7 +140,7 @@ def _fold(states: Sequence[RunState], rows: Sequence[tables.Row]) -> list[tables
 
 
 def format_duration(seconds: float | None) -> str:
-    """Return `1:02:03` or `2:03`; '' if unknown."""
+    """Format a duration as `1:02:03` or `2:03`; '' if unknown."""
     if seconds is None or not math.isfinite(seconds):
         return ""
     minutes, rest = divmod(round(seconds), 60)

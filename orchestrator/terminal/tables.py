@@ -73,7 +73,7 @@ def align(rows: Sequence[Row], columns: Sequence[str], left: Collection[str]) ->
 
 
 def format_loss(value: float | None) -> str:
-    """Return `2.3457`, '' for None."""
+    """Format a loss with four decimals, such as `2.3457`; '' for None."""
     return "" if value is None else f"{value:.4f}"
 
 

@@ -122,6 +122,6 @@ def _item(path: Path, why: str, run: StudyRun | None = None) -> Item:
 
 
 def _describe_size(items: Sequence[Item]) -> str:
-    """Return `12.3 MB, 45 inodes`."""
+    """Return the size of the items, such as `12.3 MB, 45 inodes`."""
     size, inodes = sum(item.bytes for item in items), sum(item.inodes for item in items)
     return f"{size / 1e6:,.1f} MB, {count(inodes, 'inode')}"

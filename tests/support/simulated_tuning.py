@@ -24,7 +24,7 @@ GRIDS = {3: (1e-3, 2e-3, 4e-3), 5: (5e-4, 1e-3, 2e-3, 4e-3, 8e-3)}
 
 @dataclass
 class Accuracy:
-    """coverage: of pointwise 95% intervals of the effect at each arm's best rate, from the confirmation runs.
+    """Accuracy of effects. coverage: of pointwise 95% intervals at each arm's best rate, from the confirmation runs.
 
     bias: largest bias of any arm's effect due to the choice of rates; equal: mean absolute error if arms are compared
     at the baseline's best rate. Both in SDs of a run.
