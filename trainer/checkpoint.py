@@ -1,11 +1,11 @@
-"""Checkpoints of a run: written atomically, checked before they are loaded.
+"""Checkpoints of a run: written atomically and verified before loading.
 
-The last line of `checkpoint-<step:08d>.pt` is its SHA-256, which reveals damage (the CRC of the zip format does not
-cover names, sizes and attributes of its parts, and some flipped bits there load as other numbers). A damaged checkpoint
-is renamed to `*.bad`, and the one before it is used.
+The last line of `checkpoint-<step:08d>.pt` is its SHA-256, which reveals corruption (the CRC of the zip format does not
+cover the names, sizes and attributes of its parts, and some bit flips there load as different numbers). A corrupt
+checkpoint is renamed to `*.bad`, and the previous one is used.
 
-The checksum reveals accidents, not malice: a user who can write the file can write its checksum too. It is therefore
-unpickled by torch's restricted reader (`weights_only`), which runs no code, and the types of its parts are checked.
+The checksum reveals accidents, not malice: a user who can write the file can write its checksum too. Checkpoints are
+therefore loaded with torch's restricted unpickler (`weights_only`), which runs no code, and their types are checked.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ logger = logging.getLogger(__name__)
 FORMAT = 3
 KEPT = 2
 KINDS = {"format": int, "fingerprint": str, "step": int, "model": dict, "optimizer": dict, "progress": dict}
-Expected = str | Callable[[int], str]  # the fingerprint that a checkpoint must have, or a function of its step
+Expected = str | Callable[[int], str]  # the fingerprint that a checkpoint must have, or a function from its step to it
 SEAL = b"\nsha256 "
 SEAL_SIZE = len(SEAL) + hashlib.sha256().digest_size * 2 + 1
 
 
 class DamagedError(Exception):
-    """The file is not as it was written; the message says how that is known."""
+    """The file is corrupt; the message says how this was detected."""
 
 
 def checkpoint_path(run_dir: Path, step: int) -> Path:
@@ -48,14 +48,14 @@ def checkpoint_path(run_dir: Path, step: int) -> Path:
 
 
 def checkpoints(run_dir: Path) -> list[Path]:
-    """Return the checkpoints of a run folder, newest first. Raises OSError."""
+    """Return the checkpoints in a run folder, newest first. Raises OSError."""
     return retry(run_dir, lambda: run_files.list_checkpoints(run_dir))
 
 
 def find_named(name: str) -> Path:
-    """Return the checkpoint that `trainer.resume` names: a file, or a run's folder, whose newest one it is.
+    """Return the checkpoint that `trainer.resume` names: a file, or the newest checkpoint in a run's folder.
 
-    Raises UserError for a folder without any.
+    Raises UserError for a folder without checkpoints.
     """
     path = Path(name)
     if not path.is_dir():
@@ -67,7 +67,7 @@ def find_named(name: str) -> Path:
 
 
 def save_torch(path: Path, value: object, guard: Callable[[], None] = lambda: None) -> None:
-    """Replace a file by torch.save's. Raises OSError, as `files.replace` does."""
+    """Replace a file atomically, using torch.save. Raises OSError like `files.replace`."""
     replace(path, lambda file: torch.save(value, file), guard=guard)
 
 
@@ -78,9 +78,9 @@ def save(
     keep: int = KEPT,
     spare: int | None = None,
 ) -> Path:
-    """Write the checkpoint of `state` (KINDS without format), then remove all but the newest `keep`.
+    """Write a checkpoint of `state` (KINDS without format), then remove all but the newest `keep` checkpoints.
 
-    guard: called last before the file gets its name. spare: the step of one more to keep. Raises OSError.
+    guard: called just before the file is renamed into place. spare: step of another checkpoint to keep. Raises OSError.
     """
     path = checkpoint_path(run_dir, state["step"])
     replace(path, lambda file: _write_sealed(file, {"format": FORMAT, **state}), guard=guard)
@@ -88,15 +88,15 @@ def save(
         for old in checkpoints(run_dir)[keep:]:
             if checkpoint_step(old) != spare:
                 old.unlink(missing_ok=True)
-    except OSError as error:  # the next one will try again
+    except OSError as error:  # the next save will try again
         logger.warning(f"{error.filename}: {error.strerror}; an old checkpoint stays there")
     return path
 
 
 def load(path: Path, fingerprint: Expected) -> dict[str, Any]:
-    """Return the state in one checkpoint file, on the CPU.
+    """Return the state from one checkpoint file, on the CPU.
 
-    Raises UserError if the file is missing, damaged, or of a run with another configuration.
+    Raises UserError if the file is missing, corrupt, or from a run with a different configuration.
     """
     try:
         state = _read(path)
@@ -109,10 +109,10 @@ def load(path: Path, fingerprint: Expected) -> dict[str, Any]:
 
 
 def newest(run_dir: Path, fingerprint: Expected) -> tuple[dict[str, Any], Path] | None:
-    """Return state and path of the newest checkpoint that can be read, None if there is none.
+    """Return the state and path of the newest readable checkpoint, None if there is none.
 
-    Damaged ones are renamed to `*.bad` with a warning. Raises UserError if the checkpoint is of another configuration,
-    OSError if the file system fails, MemoryError if a good one does not fit.
+    Corrupt checkpoints are renamed to `*.bad` with a warning. Raises UserError if the checkpoint has a different
+    configuration, OSError if the file system fails, MemoryError if an intact checkpoint does not fit in memory.
     """
     for path in checkpoints(run_dir):
         try:
@@ -129,32 +129,32 @@ def newest(run_dir: Path, fingerprint: Expected) -> tuple[dict[str, Any], Path] 
 
 
 def drop_after(run_dir: Path, step: int) -> None:
-    """Remove the checkpoints of later steps."""
+    """Remove the checkpoints after the given step."""
     for path in checkpoints(run_dir):
         if path > checkpoint_path(run_dir, step):
             path.unlink(missing_ok=True)
 
 
 def set_aside(path: Path) -> None:
-    """Rename a checkpoint to `*.bad`, so that nothing resumes from it."""
+    """Rename a checkpoint to `*.bad`, so that no run resumes from it."""
     path.replace(path.with_name(f"{path.name}.bad"))
 
 
 def remove_temporary_files(run_dir: Path) -> None:
-    """Remove temporary files of killed attempts; a process that still writes one notices and writes again."""
+    """Remove temporary files of killed attempts; a process that is still writing one notices and writes it again."""
     for path in run_dir.glob(".*.tmp"):
         path.unlink(missing_ok=True)
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """Return a checkpoint's state. Raises DamagedError; OSError or MemoryError if the file is not at fault."""
+    """Return a checkpoint's state. Raises DamagedError, or OSError or MemoryError if the file is not to blame."""
     try:
         retry(path, lambda: _check_seal(path))
         state = retry(path, lambda: _load(path))
     except OSError as error:
         if error.errno != errno.EIO:
             raise
-        raise DamagedError(error.strerror) from None  # retries did not help: the disk has lost it
+        raise DamagedError(error.strerror) from None  # retries did not help: the disk has lost the data
     if not isinstance(state, dict) or not set(state) >= set(KINDS):
         raise DamagedError("not a checkpoint of this program")
     if state["format"] != FORMAT:
@@ -174,10 +174,10 @@ def _load(path: Path) -> Any:
             raise
         message = first_line(error)
         if "PytorchStreamReader" in message and "not found" not in message:
-            # The checksum was right: the disk has failed since
+            # The checksum was correct, so the disk has failed since
             raise OSError(errno.EIO, message) from error
         if isinstance(error, pickle.UnpicklingError):
-            message = "it holds more than tensors, numbers and strings"  # torch advises to load it all the same
+            message = "it holds more than tensors, numbers and strings"  # torch's own message advises loading it anyway
         raise DamagedError(message) from None
 
 
@@ -201,7 +201,7 @@ def _check_seal(path: Path) -> None:
 
 
 class _Hashing:
-    """A binary file that hashes what is written to it."""
+    """A binary file that hashes everything written to it."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self.file, self.digest = file, hashlib.sha256()
@@ -215,7 +215,7 @@ class _Hashing:
 
 
 def _write_sealed(file: IO[bytes], state: dict[str, Any]) -> None:
-    """Write a file of torch.save and the seal; readers of zip files, torch.load among them, ignore what follows."""
+    """Write a torch.save file followed by the seal, which readers of zip files, including torch.load, ignore."""
     hashing = _Hashing(file)
     torch.save(state, hashing)  # type: ignore[arg-type]
     file.write(_seal(hashing.digest.hexdigest()))

@@ -8,8 +8,8 @@ from itertools import pairwise
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Train as the flags say and return the exit code: 0 done, 75 stopped, 2 a user's mistake, 1 a failure."""
-    # Hugging Face's libraries read these when they are imported; compute nodes have no network
+    """Train as configured by the flags; return the exit code: 0 done, 75 stopped, 2 a user's mistake, 1 a failure."""
+    # Hugging Face's libraries read these variables on import; compute nodes have no network
     os.environ["HF_HUB_OFFLINE"] = os.environ["TRANSFORMERS_OFFLINE"] = "1"
     from ablatrix.trainer.config.flags import from_flags, make_parser
     from ablatrix.trainer.device import prepare
@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def leave(code: int) -> None:
-    """Exit; one of several connected processes at once, because its connections' threads may abort a normal exit."""
+    """Exit, immediately if several processes are connected: threads of the connections may abort a normal exit."""
     if "ablatrix.trainer.distributed.process_group" in sys.modules:
         os._exit(code)
     sys.exit(code)

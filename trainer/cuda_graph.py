@@ -1,4 +1,4 @@
-"""A whole optimizer step as one CUDA graph: launching kernels takes most of a small model's step on a GPU."""
+"""A whole optimizer step as one CUDA graph: launching kernels dominates a small model's step on a GPU."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from torch import Tensor
 if TYPE_CHECKING:
     from ablatrix.trainer.optimizers import Optimizer
 
-WARM_UP = 3  # steps before recording: they allocate, choose algorithms and compile
+WARM_UP = 3  # steps before recording, which allocate, choose algorithms and compile
 
 Step = Callable[[Tensor, Tensor], Tensor]
 
 
 class GraphedStep:
-    """Calls `step(x, y)` -> (2,) loss and gradient norm, on a CUDA device; from the fourth call on by replaying it.
+    """Call `step(x, y)` -> (2,) loss and gradient norm on a CUDA device, replaying a graph from the fourth call on.
 
-    What a step reads besides x and y must lie in tensors that stay where they are: the learning rate does
-    (`optimizer.rate`), and so do weights, moments and gradients. Random numbers follow torch.manual_seed in a replay as
-    they do in a launch. The result is overwritten by the next call.
+    Everything that a step reads besides x and y must be in tensors with fixed addresses, which holds for the learning
+    rate (`optimizer.rate`), weights, moments and gradients. Random numbers follow torch.manual_seed in a replay, too.
+    The result is overwritten by the next call.
     """
 
     def __init__(self, step: Step, optimizer: Optimizer, device: torch.device) -> None:
@@ -43,7 +43,7 @@ class GraphedStep:
         return self.result
 
     def _on_side_stream(self, x: Tensor, y: Tensor) -> Tensor:
-        """Do a step as recording will: not on the default stream."""
+        """Do a step on a side stream, as recording requires."""
         current = torch.cuda.current_stream(self.device)
         self.stream.wait_stream(current)
         with torch.cuda.stream(self.stream):
@@ -52,7 +52,7 @@ class GraphedStep:
         return result
 
     def _record(self, x: Tensor, y: Tensor) -> None:
-        """Record a step; nothing is computed, and the parameters stay as they are."""
+        """Record a step without executing it: the parameters do not change."""
         self.x, self.y = x.clone(), y.clone()
         self.optimizer.zero_grad()
         self.graph = torch.cuda.CUDAGraph()

@@ -1,4 +1,4 @@
-"""The device of a run, its number of threads, its allocator, and its peak of memory."""
+"""The device of a run: selection, threads, memory allocator, and peak memory."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from ablatrix.trainer.rundir.files import is_own
 if TYPE_CHECKING:
     import torch
 
-OWN_KERNELS = "~/.cache/ablatrix"  # beside a cache that others use
+OWN_KERNELS = "~/.cache/ablatrix"  # used if the cache belongs to another user
 
 
 def pick_device(name: str) -> torch.device:
-    """Return the device of `trainer.device`; `auto` is cuda, then mps, then cpu. Raises UserError if it is missing."""
+    """Return the device for `trainer.device`; `auto` tries cuda, mps, then cpu. Raises UserError if it is missing."""
     import torch
 
     cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
@@ -37,7 +37,7 @@ def pick_device(name: str) -> torch.device:
 
 
 def describe(device: torch.device) -> str:
-    """Return `cuda (NVIDIA H200)` or `cpu (4 threads)`."""
+    """Return a description such as `cuda (NVIDIA H200)` or `cpu (4 threads)`."""
     import torch
 
     if device.type == "cuda":
@@ -46,7 +46,7 @@ def describe(device: torch.device) -> str:
 
 
 def product_type(dtype: str, device: torch.device) -> str:
-    """Return the type that `trainer.dtype` stands for; auto is bfloat16 on a GPU that has it, and float32 elsewhere."""
+    """Return the dtype for `trainer.dtype`; auto means bfloat16 on a GPU that supports it, and float32 elsewhere."""
     import torch
 
     if dtype != "auto":
@@ -57,7 +57,7 @@ def product_type(dtype: str, device: torch.device) -> str:
 
 
 def autocast(dtype: str, device: torch.device) -> torch.autocast:
-    """Return the context in which products are computed in `trainer.dtype`."""
+    """Return a context in which matrix products are computed in `trainer.dtype`."""
     import torch
 
     half = product_type(dtype, device) == "bfloat16"
@@ -65,16 +65,16 @@ def autocast(dtype: str, device: torch.device) -> torch.autocast:
 
 
 def name_hardware(device: torch.device) -> str:
-    """Return the model of the GPU, or of the CPU that computes or drives another device."""
+    """Return the model name of the GPU, or else of the CPU."""
     import torch
 
     return torch.cuda.get_device_name(device) if device.type == "cuda" else hardware.processor()
 
 
 def share_of_machine(device: torch.device, processes: int) -> dict[str, Any]:
-    """Return the fields of a `started` event by which the run's hours on its devices are counted.
+    """Return the fields of a `started` event from which the run's device hours are computed.
 
-    gpus: those that this process may use, [] on a CPU; processes of the run; threads of each.
+    gpus: GPUs that this process may use, [] on a CPU; processes: number in the run; threads: number per process.
     """
     import torch
 
@@ -91,8 +91,8 @@ def prepare() -> None:
 def keep_memory() -> None:
     """Make glibc keep freed memory instead of returning it to the kernel.
 
-    By default glibc maps every large tensor again, and the kernel clears its pages at the first touch: half of the time
-    of a small model's step.
+    By default glibc maps every large tensor anew, and the kernel clears its pages on first touch, which takes half the
+    time of a small model's step.
     """
     import ctypes
 
@@ -107,9 +107,9 @@ def keep_memory() -> None:
 
 
 def seed_generators(value: int, device: torch.device) -> None:
-    """Seed the default generators of the CPU and of this device.
+    """Seed the default generators of the CPU and this device.
 
-    torch.manual_seed does so for every kind of device, and keeps a traceback for those that are not in use: 0.15 ms.
+    torch.manual_seed seeds every kind of device, and records a traceback for unused ones, which takes 0.15 ms.
     """
     import torch
 
@@ -122,13 +122,13 @@ def seed_generators(value: int, device: torch.device) -> None:
 
 
 def tune_products(device: torch.device, kernels: Path | None = None) -> None:
-    """Choose how float32 matrices are multiplied; kernels: folder of the compiled kernels for CPUs, None for none.
+    """Choose how float32 matrices are multiplied. kernels: folder for compiled CPU kernels, None to use none.
 
-    Another user's folder is left as it is: the kernels are then kept in OWN_KERNELS.
+    If the folder belongs to another user, the kernels are kept in OWN_KERNELS instead.
 
-    cuda: TF32. cpu: torch's setting "medium" sends products to oneDNN, up to twice as fast as MKL on processors that
-    are not Intel's; on hardware with units for it, it also rounds to bfloat16. It is used only if a comparison with
-    float64 shows that nothing is rounded.
+    cuda: TF32. cpu: torch's setting "medium" sends products to oneDNN, which is up to twice as fast as MKL on non-Intel
+    processors; on hardware with bfloat16 units it also rounds to bfloat16. It is used only if a comparison with float64
+    shows that nothing is rounded.
     """
     import torch
 
@@ -146,26 +146,26 @@ def tune_products(device: torch.device, kernels: Path | None = None) -> None:
         a = torch.randn(shape, generator=generator)
         b = torch.randn(shape[::-1], generator=generator)
         exact = a.double() @ b.double()
-        # bfloat16 would be wrong by 4e-3, float32 is by less than 1e-6
+        # the error would be 4e-3 in bfloat16, and is less than 1e-6 in float32
         if float((a @ b - exact).abs().max() / exact.abs().max()) > 1e-5:
             torch.set_float32_matmul_precision("highest")
             return
 
 
 def limit_threads(environ: dict[str, str] | os._Environ[str] = os.environ) -> None:
-    """Give OpenMP and MKL the cores that this job has, unless OMP_NUM_THREADS says otherwise.
+    """Limit OpenMP and MKL to the cores of this job, unless OMP_NUM_THREADS is set.
 
-    Must run before torch is imported: the libraries read the variable once. By default they count the whole node, and
-    two jobs that both do so are many times slower than one after the other.
+    Must be called before torch is imported, because the libraries read the variable once. By default they use the whole
+    node, and two jobs that both do so are many times slower than if run one after the other.
     """
     environ.setdefault("OMP_NUM_THREADS", str(allotted_cores(environ)))
 
 
 def peak_memory(device: torch.device) -> int:
-    """Return the peak memory in bytes: the device's tensors on cuda, else this process's resident memory.
+    """Return the peak memory in bytes: tensors on the device for cuda, else this process's resident memory.
 
-    On Linux without the pages of files that are resident now: the system shares them, and how many of the libraries'
-    pages count depends on whether the process was forked (52 MB) or started by itself (109 MB).
+    On Linux, resident file pages are subtracted: the system shares them, and how many of the libraries' pages count
+    depends on whether the process was forked (52 MB) or started by itself (109 MB).
     """
     if device.type == "cuda":
         import torch
@@ -176,7 +176,7 @@ def peak_memory(device: torch.device) -> int:
 
 
 def _file_pages() -> int:
-    """Return the bytes of files that are resident in this process, 0 where that is not known."""
+    """Return the size of resident file pages of this process in bytes, 0 if unknown."""
     try:
         status = Path("/proc/self/status").read_text()
     except OSError:

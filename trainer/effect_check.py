@@ -1,8 +1,8 @@
 """Check that settings take effect: `python -m ablatrix.trainer.effect_check` trains each configuration for a few steps.
 
-Reads a JSON list of resolved configurations on stdin, prints a JSON list of signatures: a few real optimizer steps of a
-shrunken model with the same switches, the whole sequence of learning rates, and what decides the batches. Two
-configurations with the same signature train the same.
+Reads a JSON list of resolved configurations from stdin and prints a JSON list of signatures. A signature covers a few
+real optimizer steps of a shrunken model with the same switches, the whole sequence of learning rates, and the settings
+that determine the batches. Two configurations with the same signature train identically.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 STEPS = 3
 WINDOWS = 4
-SCHEDULE_POINTS = 2000  # of longer schedules every n-th rate is compared
+SCHEDULE_POINTS = 2000  # rates to compare; for longer schedules, every n-th
 SIZES = ("n_layer", "n_head", "n_kv_head", "n_embd", "vocab_size", "block_size")
 
 
@@ -40,7 +40,7 @@ def signature(tree: dict[str, Any]) -> dict[str, str]:
 
 
 def _end(config: Any) -> str:
-    """Return what may end the training early, or change it in a way that cannot be computed here."""
+    """Return the settings that may end training early, or change it in a way that cannot be computed here."""
     settings, own = config.trainer, ",".join(config.callbacks.custom)
     if not settings.early_stop_patience:
         return own
@@ -49,7 +49,7 @@ def _end(config: Any) -> str:
 
 
 def _train(config: Any) -> str:
-    """Return a hash of the parameters after a few steps of the shrunken model on made-up tokens, dropout included."""
+    """Return a hash of the shrunken model's parameters after a few steps on synthetic tokens, including dropout."""
     import numpy as np
 
     from ablatrix.trainer.loop import Trainer
@@ -66,7 +66,7 @@ def _train(config: Any) -> str:
         "block_size": min(model.block_size, 16),
     }
     update = {"max_iters": STEPS, "log_interval": STEPS, "eval_interval": 0, "ckpt_interval": 0, "batch_size": WINDOWS}
-    update["grad_accum"] = min(settings.grad_accum, WINDOWS)  # a part holds at least one window
+    update["grad_accum"] = min(settings.grad_accum, WINDOWS)  # a part has at least one window
     tiny = config.model_copy(
         update={"model": model.model_copy(update=small), "trainer": settings.model_copy(update=update)}
     )

@@ -1,7 +1,7 @@
-"""Held-out NLL at other context lengths than trained with: how far a model's positions carry (Press et al. 2021).
+"""Held-out NLL at context lengths other than the trained one: how well positions extrapolate (Press et al. 2021).
 
-The same tokens are scored at every length: windows of the longest one are cut into shorter ones, so that only the
-context differs that each token is predicted from.
+The same tokens are scored at every length: windows of the longest length are cut into shorter ones, so that only the
+context from which each token is predicted differs.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def cut(windows: tuple[Array, Array], length: int) -> tuple[Array, Array]:
-    """Return windows x, y (N, T) cut into windows of `length` tokens, the last of each padded."""
+    """Cut windows x, y (N, T) into windows of `length` tokens, padding the last piece of each."""
     x, y = windows
     count, longest = x.shape
     pieces = -(-longest // length)
@@ -37,8 +37,8 @@ def cut(windows: tuple[Array, Array], length: int) -> tuple[Array, Array]:
 def evaluate(trainer: Trainer, text: HeldOut) -> dict[str, dict[str, Any]]:
     """Return {length: {"nll": nats per token, "tokens": scored} or {"nll": None, "why": reason}} for eval_blocks.
 
-    Every process of a run must call it. Lengths beyond the model's positions, or beyond the available memory, are
-    skipped: the training is over, and its result must not be lost.
+    Every process of a run must call this. Lengths that exceed the model's positions or the available memory are
+    skipped: training is over, and its result must not be lost.
     """
     config = trainer.config
     wanted = config.trainer.eval_blocks
@@ -68,7 +68,7 @@ def _at(trainer: Trainer, windows: tuple[Array, Array], length: int) -> dict[str
 
 
 def out_of_reach(config: RunConfig, length: int) -> str:
-    """Return why a resolved config's model cannot read `length` tokens, '' if it can."""
+    """Return why a resolved config's model cannot process `length` tokens, '' if it can."""
     model = ResolvedGPTConfig.of(config.model)
     if length <= model.block_size or model.extrapolates:
         return ""

@@ -26,15 +26,15 @@ if TYPE_CHECKING:
 
 TRANSFORMERS, MINGPT = "transformers", "mingpt"
 FORMATS = (TRANSFORMERS, MINGPT)
-TOLERANCE = 1e-4  # of logits
+TOLERANCE = 1e-4  # largest difference between logits
 CHECKED_TOKENS = 64
 
 
 def export(run_dir: Path, target: Path, form: str = TRANSFORMERS) -> str:
-    """Write the weights of a run to a new folder and return what it now holds, in one line.
+    """Write the weights of a run to a new folder and return a one-line description of its content.
 
     The folder appears only once it is complete. Raises UserError for a run without weights, a model that the format
-    cannot hold and a folder that is not empty, RunError if transformers computes other logits.
+    does not support, or a folder that is not empty; RunError if transformers computes different logits.
     """
     if form not in FORMATS:
         raise UserError(f"--format {form}: unknown; choose {' or '.join(FORMATS)}")
@@ -79,7 +79,7 @@ def _write_transformers(folder: Path, config: RunConfig, model: ResolvedGPTConfi
 
 @torch.no_grad()
 def _check_logits(folder: Path, model: ResolvedGPTConfig, state: dict[str, Any]) -> None:
-    """Raise RunError unless transformers computes the model's logits from a folder, to TOLERANCE."""
+    """Raise RunError unless transformers, loading the folder, computes the model's logits to within TOLERANCE."""
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
@@ -98,14 +98,14 @@ def _check_logits(folder: Path, model: ResolvedGPTConfig, state: dict[str, Any])
 
 
 def _require_mingpt(model: ResolvedGPTConfig) -> None:
-    """Raise UnsupportedError unless a model is of minGPT's architecture: GPT-2 with GELU."""
+    """Raise UnsupportedError unless a model has minGPT's architecture: GPT-2 with GELU."""
     for name, needed in (("positions", "learned"), ("norm", "layernorm"), ("feedforward", "gelu")):
         if getattr(model, name) != needed:
             raise UnsupportedError(f"minGPT cannot have model.{name}: {getattr(model, name)}")
 
 
 def _write_mingpt(folder: Path, config: RunConfig, model: ResolvedGPTConfig, state: dict[str, Any]) -> None:
-    """Write config.json and model.pt as minGPT's projects do: its GPT has biases, and the causal mask as a buffer."""
+    """Write config.json and model.pt in minGPT's format: its GPT has biases, and the causal mask as a buffer."""
     mask = torch.tril(torch.ones(model.block_size, model.block_size))[None, None]
     masks = {f"transformer.h.{layer}.attn.bias": mask for layer in range(model.n_layer)}
     torch.save(add_biases(state) | masks, folder / run_files.MODEL)
@@ -117,7 +117,7 @@ def _write_mingpt(folder: Path, config: RunConfig, model: ResolvedGPTConfig, sta
         "trainer": ("device", "num_workers", "max_iters", "batch_size", "learning_rate", "betas", "weight_decay"),
     }
     settings = {section: {name: tree[section][name] for name in names} for section, names in kept.items()}
-    # It takes either the name of a preset or the sizes, never both
+    # minGPT accepts either the name of a preset or the sizes, never both
     names = ("n_layer", "n_head", "n_embd")
     sizes = {name: getattr(model, name) for name in names}
     preset = next((name for name, known in PRESETS.items() if known == tuple(sizes.values())), None)

@@ -1,4 +1,4 @@
-"""Runs that did not finish: the error shown to the user and the event that is recorded. Torch-free."""
+"""Runs that did not finish: which error to show to the user, and which event to record. Torch-free."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from ablatrix.trainer.signals import Interrupted
 
 
 def explain(error: BaseException, run_dir: Path, attempt: Attempt | None, stopping: bool = False) -> BaseException:
-    """Return the error to show to the user; that of a superseded attempt is that it was superseded.
+    """Return the error to show to the user; for a superseded attempt, the error says that it was superseded.
 
-    stopping: a signal has come, which the other processes of the run have got too; one may have exited first.
+    stopping: a signal was received, as by the other processes of the run, one of which may have exited first.
     """
     try:
         if attempt is not None:
@@ -40,15 +40,15 @@ def explain(error: BaseException, run_dir: Path, attempt: Attempt | None, stoppi
 
 
 def record(error: BaseException, run_dir: Path, attempt: Attempt | None, signal_name: str) -> None:
-    """Record in events.jsonl how the run ended. Never raises OSError, which would hide the first error."""
+    """Record in events.jsonl how the run ended. Never raises OSError, which would hide the original error."""
     if isinstance(error, SupersededError):
         assert attempt is not None
         note(run_dir, "superseded", start=attempt.number)
     elif isinstance(error, GoneError):
-        if (run_dir / run_files.EVENTS).exists():  # else a new folder of this name would get the event
+        if (run_dir / run_files.EVENTS).exists():  # else the event would go to a new folder of this name
             note(run_dir, "failed", reason=str(error))
     elif isinstance(error, PeerLostError):
-        if not _has_failed(run_dir):  # the other process, or the job's task, says why
+        if not _has_failed(run_dir):  # otherwise the other process, or the job's task, says why
             note(run_dir, "lost_peer", reason=str(error))
     elif isinstance(error, AblatrixError):
         note(run_dir, "failed", reason=str(error))

@@ -1,4 +1,4 @@
-"""Text that the models of runs generate: continuations of a prompt, repeatable by their seed."""
+"""Generate text with the models of runs: continuations of a prompt, reproducible by seed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def continue_text(model: GPT, data: DataConfig, cache_dir: Path, request: Request) -> str:
-    """Return the prompt and its continuation, after the separator where documents begin with it in training.
+    """Return the prompt and its continuation. The prompt follows a separator if documents start with one in training.
 
     Leaves torch's default generators alone.
     """
@@ -44,14 +44,14 @@ def continue_text(model: GPT, data: DataConfig, cache_dir: Path, request: Reques
 
 @lru_cache(maxsize=1)
 def _load_codec(name: str, cache_dir: Path) -> PreTrainedTokenizerFast:
-    """Load a tokenizer once for all prompts and runs that it serves: it takes seconds."""
+    """Load a tokenizer, cached across prompts and runs because loading takes seconds."""
     return tokenizer.load(name, cache_dir)
 
 
 def generate(run_dir: Path, request: Request) -> tuple[str, int]:
-    """Return the text that a run's model generates on the CPU, and the step that its weights are of.
+    """Return the text that a run's model generates on the CPU, and the step of its weights.
 
-    Raises UserError if the run has no weights, or none that its model can be made of.
+    Raises UserError if the run has no weights, or if they do not fit its model.
     """
     config: Any = weights.read_config(run_dir)
     state, step = weights.read_weights(run_dir, config)

@@ -1,4 +1,4 @@
-"""The final evaluation by held-out document and by domain: val_documents.json, and what summary.json has of it."""
+"""The final evaluation by held-out document and by domain, for val_documents.json and summary.json."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ if TYPE_CHECKING:
     from ablatrix.trainer.data.heldout_records import Records
     from ablatrix.trainer.rundir.attempts import Attempt
 
-NO_DOMAIN = "(none)"  # of a document without the key
+NO_DOMAIN = "(none)"  # domain of documents without the key
 
 
 def score_documents(windows: Windows, records: Records, window_nll: Array) -> dict[str, list[Any]]:
-    """Return the columns of val_documents.json, an entry per document with scored tokens.
+    """Return the columns of val_documents.json, with one entry per document that has scored tokens.
 
-    window_nll: (N,) NLL of each window, in nats. Columns: line (from 1; of a file of token ids, the window), tokens
-    scored, bytes (of the text that those tokens stand for: the document's, in proportion to its tokens), nll (summed
-    over the tokens, nats) and, with data.domain_key, domain.
+    window_nll: (N,) NLL of each window, in nats. Columns: line (from 1; for a file of token ids, the window), tokens
+    (scored), bytes (of text in the scored tokens, estimated as their proportion of the document), nll (summed over the
+    tokens, in nats) and, with data.domain_key, domain.
     """
     scored, nll = windows.scored, windows.sum_by_document(window_nll)
     rows = [k for k in range(len(scored)) if scored[k]]
@@ -45,7 +45,7 @@ def write(attempt: Attempt, documents: dict[str, list[Any]]) -> None:
 
 
 def summarize(windows: Windows, documents: dict[str, list[Any]]) -> dict[str, Any]:
-    """Return the entries of summary.json on the evaluation set: its size, its fingerprint, and the NLL by domain."""
+    """Return the entries of summary.json about the evaluation set: its size, its fingerprint, and the NLL by domain."""
     size, nll = math.fsum(documents["bytes"]), math.fsum(documents["nll"])
     found: dict[str, Any] = {
         "val_documents": len(documents["nll"]),
@@ -59,7 +59,7 @@ def summarize(windows: Windows, documents: dict[str, list[Any]]) -> dict[str, An
 
 
 def _by_domain(documents: dict[str, list[Any]]) -> dict[str, dict[str, Any]]:
-    """Return domain -> NLL per token, scored tokens and documents, the largest domain first."""
+    """Return a mapping from domain to NLL per token, scored tokens and documents, with the largest domain first."""
     rows: dict[str, list[tuple[int, float]]] = {}
     for domain, tokens, nll in zip(documents["domain"], documents["tokens"], documents["nll"], strict=True):
         rows.setdefault(domain, []).append((tokens, nll))

@@ -1,7 +1,7 @@
-"""Weights that a run starts from (`model.init_from`): matched with its model by name, checked, loaded.
+"""Weights that a run starts from (`model.init_from`): match them to its model by name, check them, load them.
 
-`python -m ablatrix.trainer.initial_weights` reads a JSON list of resolved configurations on stdin and prints a JSON
-list with the problems of each, from the shapes alone.
+`python -m ablatrix.trainer.initial_weights` reads a JSON list of resolved configurations from stdin and prints a JSON
+list with the problems of each, judging by shapes alone.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 POSITIONS = "transformer.wpe.weight"
-# Weights whose shape depends on settings that a cell may change; other shapes follow from the sizes
+# Weights whose shapes depend on settings that a cell may change; other shapes follow from the sizes
 OWNERS = {r".*\.mlp\..*": ("feedforward", "bias"), r".*\.attn\.c_attn\..*": ("n_kv_head",)}
 
 
 @dataclass(frozen=True)
 class Match:
-    """Weights matched by name.
+    """The result of matching weights by name.
 
-    taken: those that the model gets. new: names that stay at their initial values. unused: names that only the source
-    has.
+    taken: weights that the model takes from the source. new: names of weights that keep their initial values. unused:
+    names that only the source has.
     """
 
     taken: dict[str, Tensor]
@@ -51,9 +51,9 @@ class Match:
 
 
 def load_initial(model: GPT, config: RunConfig, quiet: bool = False) -> None:
-    """Set the weights of a new model to those that `model.init_from` names, as far as it has such weights.
+    """Load the weights that `model.init_from` names into a new model, as far as the names match.
 
-    quiet: write nothing to the log. Raises UserError if they cannot be read, ConfigError if they do not fit.
+    quiet: log nothing. Raises UserError if the weights cannot be read, ConfigError if they do not fit.
     """
     if config.model.init_from is None:
         return
@@ -68,19 +68,19 @@ def load_initial(model: GPT, config: RunConfig, quiet: bool = False) -> None:
 
 
 def describe(found: Match, source: Source) -> str:
-    """Return where the initial weights come from, in one line."""
+    """Return a line that says where the initial weights come from."""
     text = f"initial weights: {len(found.taken)} of {len(found.taken) + len(found.new)} tensors from {source.name}"
     text += f"; not in it, so drawn from the seed: {_join(found.new)}" if found.new else ""
     return text + (f"; not used: {_join(found.unused)}" if found.unused else "")
 
 
 def _join(names: Iterable[str]) -> str:
-    """Return names with those of all layers as one."""
+    """Return the names as one string, merging the names that differ only in the layer."""
     return ", ".join(dict.fromkeys(re.sub(r"\.h\.\d+\.", ".h.*.", name) for name in names))
 
 
 def read_source(source: Source, device: str = "cpu") -> dict[str, Tensor]:
-    """Return the state dict of a source; on the device `meta` only the shapes. Raises UserError."""
+    """Return the state dict of a source, with shapes only on device `meta`. Raises UserError."""
     if not source.huggingface:
         return read_state(source.path, device)
     from safetensors import SafetensorError, safe_open
@@ -98,7 +98,7 @@ def read_source(source: Source, device: str = "cpu") -> dict[str, Tensor]:
 
 
 def match(model: GPT, source: Source, state: dict[str, Tensor]) -> Match:
-    """Find the weights of a model in a source's state dict. Raises ConfigError with every size that differs."""
+    """Match a model's weights with a source's state dict. Raises ConfigError listing every size that differs."""
     problems = list(_find_different_sizes(model.config, source))
     if problems:
         raise ConfigError(problems)
@@ -118,7 +118,7 @@ def match(model: GPT, source: Source, state: dict[str, Tensor]) -> Match:
             )
     if problems:
         raise ConfigError(problems)
-    known = {*taken, HEAD} if source.model.tie_embeddings else set(taken)  # a tied head is the embedding
+    known = {*taken, HEAD} if source.model.tie_embeddings else set(taken)  # a tied head is the same as the embedding
     return Match(taken, new, [name for name in state if name not in known])
 
 
@@ -142,7 +142,7 @@ def _has_another_component(name: str, model: ResolvedGPTConfig, other: ResolvedG
 
 
 def find_problems(config: RunConfig) -> list[str]:
-    """Return why a resolved configuration cannot start from the weights that it names, one line each."""
+    """Return the reasons why a resolved configuration cannot start from its initial weights, one line each."""
     try:
         source = find_source(config.model.init_from or "", Path(config.system.cache_dir))
         match(GPT(config.model, seed=None), source, read_source(source, "meta"))
@@ -154,7 +154,7 @@ def find_problems(config: RunConfig) -> list[str]:
 
 
 def require(config: RunConfig) -> None:
-    """Raise ConfigError if a resolved configuration cannot start from the weights that it names, if any."""
+    """Raise ConfigError if a resolved configuration cannot start from its initial weights, if it sets any."""
     problems = find_problems(config) if config.model.init_from else []
     if problems:
         raise ConfigError(problems)

@@ -1,4 +1,4 @@
-"""What one run reads: its corpus, the held-out documents, and the checkpoint that it starts from."""
+"""The inputs of a run: its corpus, the held-out documents, and the checkpoint that it starts from."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Inputs:
-    """What a run reads: batches, held-out documents with the evaluation set cut from them, and the named checkpoint."""
+    """The inputs of a run: batches, held-out documents and the evaluation set cut from them, and a checkpoint."""
 
     store: TokenStore
     batches: Batches
@@ -29,13 +29,13 @@ class Inputs:
     heldout: Windows
     start: dict[str, Any] | None
     custom: Sequence[Callback] = ()  # the user's callbacks
-    records: Records | None = None  # of the evaluation set's documents; rank 0 alone has them
+    records: Records | None = None  # records of the evaluation set's documents; only rank 0 has them
 
     @classmethod
     def open(cls, config: RunConfig, named: bool = True) -> Inputs:
-        """Open the inputs. Raises DataError or UserError if corpus or checkpoint does not fit the configuration.
+        """Open the inputs. Raises DataError or UserError if the corpus or checkpoint does not fit the configuration.
 
-        named: read the checkpoint that the configuration names.
+        named: whether to read the checkpoint that the configuration names.
         """
         resume = config.trainer.resume
         named = named and resume not in ("auto", "none")

@@ -1,4 +1,4 @@
-"""The training loop: no files, no signals, no command line. Callbacks do the rest."""
+"""The training loop, without files, signals or a command line, which are left to callbacks and callers."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ if TYPE_CHECKING:
 
 
 class Source(Protocol):
-    """The batches (x, y) of numpy arrays, (B, T) each, from number `start` up to `stop`, in order."""
+    """Yields batches `start` to `stop` - 1 in order, each a pair (x, y) of numpy arrays (B, T)."""
 
     def __call__(self, start: int, stop: int) -> Iterator[tuple[Array, Array]]: ...
 
 
 class Trainer:
-    """Trains one model; everything that decides the result is in `config`, the batches and `state()`.
+    """Trains one model; everything that determines the result is in `config`, the batches and `state()`.
 
-    `iter` is the number of optimizer steps completed. Callbacks are called at the events of callbacks/base.py.
+    `iter` is the number of completed optimizer steps. Callbacks are called at the events defined in callbacks/base.py.
 
-    strategy: how this process shares the run with others, by default with none. All processes have the same batches,
-    rows, evaluations and stops, and call `state()`, `weights()` and `result()` together.
+    strategy: how this process shares the run with others; by default it runs alone. All processes have the same
+    batches, rows, evaluations and stops, and call `state()`, `weights()` and `result()` together.
     """
 
     def __init__(
@@ -61,14 +61,14 @@ class Trainer:
         settings = config.trainer
         self.optimizer = make(self.strategy.trained, settings)
         self.optimizer.across = self.strategy.norm
-        self.callbacks: list[Callback] = []  # by priority
+        self.callbacks: list[Callback] = []  # sorted by priority
         self.stop_requested = False
-        self.stopped_by = ""  # what requested it, for the log: a signal's name
+        self.stopped_by = ""  # what requested the stop, for the log, such as the name of a signal
         self.save_requested = False
         self.diverged = False
         self.evaluations = Improvement(settings.early_stop_patience, settings.early_stop_min_delta)
         self._branch_step = branch_step(settings)
-        self.parts = settings.grad_accum  # of a batch, computed one after the other
+        self.parts = settings.grad_accum  # number of parts of a batch, computed one after the other
         self.row: dict[str, Any] = {}
         self._graph: GraphedStep | None = None
         # On a CPU the hand-written kernels are faster than compiled ones
@@ -77,29 +77,29 @@ class Trainer:
             self._graph = GraphedStep(self._update, self.optimizer, self.device)
 
         self.iter = 0
-        self.seconds = 0.0  # of training, without evaluations, checkpoints and start-up
+        self.seconds = 0.0  # spent training, excluding evaluations, checkpoints and startup
         self.initial_loss = math.nan
         self.final_loss = math.nan
-        self.val_loss: float | None = None  # after `iter` steps; None: not evaluated there
-        self.window_nll: Array | None = None  # of each held-out window at the last evaluation, (N,) float64
-        # Since the last row, on the device: reading a number back makes the host wait
+        self.val_loss: float | None = None  # after `iter` steps; None if not evaluated there
+        self.window_nll: Array | None = None  # NLL of each held-out window at the last evaluation, (N,) float64
+        # Sums since the last row, kept on the device: reading a number back makes the host wait
         wide = torch.float32 if self.device.type == "mps" else torch.float64
         self._sums = torch.zeros(2, dtype=wide, device=self.device)  # loss, grad_norm
-        # Packed blocks have padding: the scored tokens of a batch, on the device, where a recorded step finds them
+        # Number of scored tokens in a batch, as packed blocks have padding; on the device, for steps in a CUDA graph
         packed = config.data.sampling == "packed"
         self._scored = torch.zeros((), device=self.device) if packed else None
         self._row_iter, self._row_seconds = 0, 0.0
-        self._before_end: dict[str, Any] = {}  # progress before the last row, for a run that goes on with more steps
+        self._before_end: dict[str, Any] = {}  # progress before the last row, for continuing the run with more steps
         self._since = 0.0
         self.inputs: dict[str, str] = {}  # fingerprints of what is trained on, for the checkpoints
 
     def add_callback(self, callback: Callback) -> None:
-        """Call the hooks of `callback` after those of higher priority and those added before."""
+        """Add a callback, to be called after those with higher priority and those of equal priority added before."""
         self.callbacks.append(callback)
         self.callbacks.sort(key=lambda added: -added.priority)
 
     def trigger(self, hook: str) -> None:
-        """Call a hook of all callbacks."""
+        """Call a hook on all callbacks."""
         for callback in self.callbacks:
             callback.call(hook, self)
 
@@ -119,11 +119,11 @@ class Trainer:
 
     @property
     def windows(self) -> int:
-        """Windows of a batch that this process computes."""
+        """Number of windows per batch that this process computes."""
         return self.config.trainer.batch_size // self.strategy.shares
 
     def run(self) -> None:
-        """Train until max_iters, an early stop, divergence, or a stop; `finished` is False after the last."""
+        """Train until max_iters, an early stop, divergence, or a stop request (only then is `finished` False)."""
         self.trigger("on_train_start")
         self._agree()
         self._since = time.perf_counter()
@@ -139,11 +139,11 @@ class Trainer:
         self.trigger("on_train_end")
 
     def _agree(self) -> None:
-        """Stop, or save, in all processes if one of them wants to."""
+        """Stop or save in all processes if any of them requests it."""
         self.stop_requested, self.save_requested = self.strategy.agree(self.stop_requested, self.save_requested)
 
     def _step(self, x: Array, y: Array) -> None:
-        """One optimizer step on batch number `iter`."""
+        """Do one optimizer step on batch number `iter`."""
         if self._scored is not None:
             self._scored.fill_(int((y != PADDING).sum()))
         x, y = self.strategy.share(x), self.strategy.share(y)
@@ -155,16 +155,16 @@ class Trainer:
         self.val_loss = None
 
     def _seed(self) -> None:
-        """Seed dropout by (seed, step) and the parts alone: a resumed run needs no generator state."""
+        """Seed dropout from (seed, step) and the parts alone, so that resuming needs no generator state."""
         self.strategy.seed(step_seed(self.config.system.seed, self.iter))
 
     def _update(self, x: Tensor, y: Tensor) -> Tensor:
-        """Change the weights by one batch; return its loss and the gradient's norm, (2,)."""
+        """Update the weights with one batch; return its loss and the gradient norm, (2,)."""
         loss = self._gradients(x, y)
         return torch.stack((loss, self.optimizer.step()))
 
     def _gradients(self, x: Tensor, y: Tensor) -> Tensor:
-        """Fill the gradients from a batch and return its loss; retry in smaller parts if memory runs out."""
+        """Compute the gradients of a batch and return its loss, retrying in smaller parts if memory runs out."""
         while True:
             reason = ""
             try:
@@ -173,7 +173,7 @@ class Trainer:
                 if not (self.strategy.can_retry and is_out_of_memory(error)):
                     raise
                 reason = first_line(error)
-            # Out of the handler, the error and the memory that its traceback holds have been freed
+            # Outside the handler: the error, and the memory that its traceback references, are freed
             (failed,) = self.strategy.agree(bool(reason))
             if not failed:
                 return self.strategy.reduce(loss)
@@ -189,7 +189,7 @@ class Trainer:
         return sum(losses[1:], losses[0])
 
     def _use_less_memory(self, reason: str) -> None:
-        """Cut batches into more parts: same mean loss and gradients, except for the order of the sums."""
+        """Split batches into more parts; mean loss and gradients stay the same up to the order of summation."""
         parts = more_parts(self.windows, self.parts)
         if parts is None:
             raise RunError(
@@ -202,7 +202,7 @@ class Trainer:
         self.trigger("on_out_of_memory")
 
     def autocast(self) -> torch.autocast:
-        """Return the context in which products are computed in `trainer.dtype`."""
+        """Return a context in which matrix products are computed in `trainer.dtype`."""
         return autocast(self.config.trainer.dtype, self.device)
 
     def _to_device(self, array: Array) -> Tensor:
@@ -212,7 +212,7 @@ class Trainer:
         return tensor.to(self.device, non_blocking=True)
 
     def _boundary(self) -> None:
-        """Do what is due after this step: a row, an evaluation, a checkpoint."""
+        """Do whatever is due after this step: a row, an evaluation, a checkpoint."""
         settings = self.config.trainer
         if self.row_due:
             with self.paused():
@@ -227,12 +227,12 @@ class Trainer:
 
     @property
     def row_due(self) -> bool:
-        """True if loss.csv has a row of the step just done."""
+        """True if the step just done gets a row in loss.csv."""
         s, i = self.config.trainer, self.iter
         return i in (1, s.max_iters) or i % s.log_interval == 0 or self.eval_due
 
     def rows_until(self, step: int) -> set[int]:
-        """Return the steps up to this one that have a row in loss.csv."""
+        """Return the steps up to `step` that have a row in loss.csv."""
         s = self.config.trainer
         steps = {1, *range(s.log_interval, step + 1, s.log_interval)}
         steps |= set(range(s.eval_interval, step + 1, s.eval_interval)) if s.eval_interval > 0 else set()
@@ -240,7 +240,7 @@ class Trainer:
 
     @property
     def eval_due(self) -> bool:
-        """True if that row has an evaluation."""
+        """True if the row of the step just done has an evaluation."""
         s, i = self.config.trainer, self.iter
         return i == s.max_iters or (s.eval_interval > 0 and i % s.eval_interval == 0)
 
@@ -273,7 +273,7 @@ class Trainer:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Do not count the time spent inside as training."""
+        """Exclude the time spent inside the `with` block from the training time."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         self.seconds += time.perf_counter() - self._since
@@ -282,16 +282,16 @@ class Trainer:
 
     @torch.no_grad()
     def evaluate(self, windows: tuple[Array, Array] | None = None) -> float | None:
-        """Return the NLL of the held-out windows, nats per scored token, None if nothing is scored. Uses no randomness.
+        """Return the NLL of the held-out windows in nats per scored token, None if nothing is scored. Deterministic.
 
-        windows: instead of the held-out ones.
+        windows: windows to evaluate instead of the held-out ones.
         """
         x, y = windows or self.heldout
         scored = int((y != PADDING).sum())
         if not scored:
             return None
         self.model.eval()
-        # about 4096 tokens at a time: the result must not depend on the available memory
+        # always about 4096 tokens at a time: the result must not depend on the available memory
         size = max(1, 4096 // x.shape[1])
         nll = self.strategy.evaluate(x, y, size, self._nll)
         self.model.train()
@@ -300,7 +300,7 @@ class Trainer:
         return float(nll.sum()) / scored
 
     def _nll(self, x: Array, y: Array) -> Array:
-        """Return the sum over each window's scored tokens, (B,), computed in two halves if memory runs out."""
+        """Return the NLL summed over each window's scored tokens, (B,), computed in two halves if memory runs out."""
         try:
             with self.autocast():
                 return sum_windows(self.model.token_losses(self._to_device(x), self._to_device(y)))
@@ -311,9 +311,9 @@ class Trainer:
         return np.concatenate([self._nll(x[:half], y[:half]), self._nll(x[half:], y[half:])])
 
     def state(self) -> dict[str, Any]:
-        """Return all that `load_state` needs to continue bit-identically. Tensors are not copied.
+        """Return everything that `load_state` needs to continue bit-identically. Tensors are not copied.
 
-        The same for every strategy, so that a run can continue with another one; complete in rank 0 only.
+        It is the same for every strategy, so that a run can continue with a different one; complete only on rank 0.
         """
         return {
             "fingerprint": self.config.fingerprint_until(self.iter),
@@ -351,8 +351,8 @@ class Trainer:
         self.evaluations.load(progress["evaluations"])
 
     def _without_end(self, progress: dict[str, Any]) -> dict[str, Any]:
-        """Return the progress of a run that has ended as it would be in a longer one, which has no row or evaluation
-        there unless its intervals ask for one."""
+        """Convert the progress of a finished run to what a longer run would have at that step: without a final row and
+        evaluation, unless its intervals require them there."""
         before = progress.get("before_end")
         if not before or self.iter >= self.config.trainer.max_iters:
             return progress
@@ -362,16 +362,16 @@ class Trainer:
 
     def result(self) -> tuple[float | None, dict[str, Any]]:
         """Return the final held-out NLL and the model's state dict of a run that has not diverged."""
-        # a run killed between its last checkpoint and its summary has not evaluated in this attempt
+        # if the run was killed between its last checkpoint and its summary, this attempt has not evaluated yet
         nll = self.val_loss if self.val_loss is not None else self.evaluate()
         return nll, self.weights()
 
     def weights(self) -> dict[str, Any]:
-        """Return the whole model's state dict; all processes of a run call it together."""
+        """Return the whole model's state dict; all processes of a run must call this together."""
         return self.strategy.whole(self.model.state_dict())
 
 
 def step_seed(seed: int, step: int) -> int:
-    """Return the seed of the default generator for the step after `step` completed ones."""
+    """Return the seed of the default generator for the step that follows `step` completed steps."""
     digest = hashlib.blake2b(f"{seed}:{step}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1

@@ -1,4 +1,4 @@
-"""Resuming a run: from its own checkpoint, from a named one, or as a longer run; never on other data."""
+"""Resume a run from its own checkpoint, from a named one, or as a longer run; never on different data."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-SHOWN = 4  # settings that differ
+SHOWN = 4  # number of differing settings to show
 
 
 def find_step(run_dir: Path, there: RunConfig | None, config: RunConfig) -> int | None:
-    """Return the step from which a folder's run goes on with other settings, such as more steps.
+    """Return the step from which a folder's run can continue with different settings, such as more steps.
 
     there: the folder's configuration, None if it has none. Returns None unless its settings differ. Raises UserError if
-    the run cannot go on.
+    the run cannot continue.
     """
     if there is None:
         return None
@@ -49,7 +49,7 @@ def find_step(run_dir: Path, there: RunConfig | None, config: RunConfig) -> int 
 
 
 def _explain_schedule(there: RunConfig, config: RunConfig, steps: Sequence[int]) -> str:
-    """Return why a run that differs only by more steps cannot go on, else ''."""
+    """If the run differs only in having more steps, return why it cannot continue, else ''."""
     same = config.model_copy(
         update={"trainer": config.trainer.model_copy(update={"max_iters": there.trainer.max_iters})}
     )
@@ -68,7 +68,7 @@ def _describe(there: dict[str, Any], here: dict[str, Any]) -> str:
 
 
 def refuse_changed_inputs(config: RunConfig, record: Path, event: str) -> None:
-    """Raise UserError if corpus, tokenizer or initial weights have changed since a JSON record of the run."""
+    """Raise UserError if the corpus, tokenizer or initial weights have changed since a JSON record of the run."""
     before = run_files.read_json(record) or {}
     if recorded_inputs.SETTINGS.keys() & before.keys():
         _refuse_changed(before, fingerprints.of_inputs(config), config, record.parent, event)
@@ -89,7 +89,7 @@ def _refuse_changed(
 def restore(trainer: Trainer, run_dir: Path, start: dict[str, Any] | None) -> str:
     """Load the run's checkpoint into the trainer and return the checkpoint's name, '' if there is none.
 
-    start: the state in the checkpoint that `trainer.resume` names. Raises UserError if a state does not fit.
+    start: state from the checkpoint that `trainer.resume` names. Raises UserError if a state does not fit.
     """
     resume = trainer.config.trainer.resume
     if resume == "none":
@@ -97,7 +97,7 @@ def restore(trainer: Trainer, run_dir: Path, start: dict[str, Any] | None) -> st
     if start is not None:
         named = checkpoint.find_named(resume)
         load(trainer, start, named)
-        checkpoint.drop_after(run_dir, trainer.iter)  # later ones no longer belong to this run
+        checkpoint.drop_after(run_dir, trainer.iter)  # later checkpoints no longer belong to this run
         _copy_rows(named.parent, run_dir, trainer.rows_until(trainer.iter))
         return str(named)
     found = checkpoint.newest(run_dir, trainer.config.fingerprint_until)
@@ -105,7 +105,7 @@ def restore(trainer: Trainer, run_dir: Path, start: dict[str, Any] | None) -> st
         return ""
     state, path = found
     missing = loss_csv.count_missing_rows(run_dir, trainer.rows_until(int(state["step"])))
-    if missing:  # removed: the result would have a hole
+    if missing:  # rows were removed: the result would have a gap
         what = f"lacks {count(missing, 'row')} before {path.name}"
         logger.warning(f"{run_dir / run_files.LOSS}: {what}; the run starts from the beginning")
         for each in checkpoint.checkpoints(run_dir):
@@ -116,7 +116,7 @@ def restore(trainer: Trainer, run_dir: Path, start: dict[str, Any] | None) -> st
 
 
 def _copy_rows(source: Path, run_dir: Path, steps: set[int]) -> None:
-    """Copy the rows before a named checkpoint from its run, if this run has none yet."""
+    """Copy the rows up to a named checkpoint from that checkpoint's run, if this run has no rows yet."""
     if not (run_dir / run_files.LOSS).exists() and not loss_csv.count_missing_rows(source, steps):
         atomic_write(run_dir / run_files.LOSS, read_text_strict(source / run_files.LOSS))
 
@@ -124,7 +124,7 @@ def _copy_rows(source: Path, run_dir: Path, steps: set[int]) -> None:
 def load(trainer: Trainer, state: dict[str, Any], origin: Path | str) -> None:
     """Load a checkpoint's state.
 
-    Raises UserError if it was trained on other data, or does not fit the model (another version, or edited by hand).
+    Raises UserError if it was trained on different data, or does not fit the model (a different version, or edited).
     """
     before = state.get("inputs", {})
     event = f"step {state['step']} was trained"
@@ -132,7 +132,7 @@ def load(trainer: Trainer, state: dict[str, Any], origin: Path | str) -> None:
     try:
         trainer.load_state(state)
     except (KeyError, AttributeError, TypeError, ValueError, RuntimeError) as error:
-        # subclasses of RuntimeError report a failing device
+        # subclasses of RuntimeError indicate a failing device
         if is_out_of_memory(error) or (isinstance(error, RuntimeError) and type(error) is not RuntimeError):
             raise
         raise UserError(

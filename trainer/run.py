@@ -1,4 +1,4 @@
-"""One training run: join the other processes, claim the folder, resume, train, and write the result."""
+"""A training run: join the other processes, claim the folder, resume, train, and write the result."""
 
 from __future__ import annotations
 
@@ -37,22 +37,22 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Messages of rank 0 to the others: NEW, RESUMED or '' to exit; the checkpoint to start from, '' for none; all is done
+# Messages from rank 0: GO: NEW, RESUMED, or '' to exit; FROM: the checkpoint to start from, or ''; DONE: all is done
 GO, FROM, DONE = "go", "from", "done"
 NEW, RESUMED = "new", "resumed"
 
 
 def execute(config: RunConfig, argv: list[str], signals: StopSignals) -> int:
-    """Do the run that `config` describes and return its exit code. Raises AblatrixError, among others.
+    """Execute the run that `config` describes and return its exit code. Raises AblatrixError, among others.
 
-    argv: the flags, for args.txt. Every process of the run calls it.
+    argv: the flags, for args.txt. Every process of the run calls this.
     """
     ranks = RankInfo.from_environment(config)
     start_logging(ranks.rank, ranks.world)
     if ranks.rank:
         return _run_other_rank(config, ranks, signals)
     run_dir = Path(config.system.work_dir)
-    # Failures are recorded in a folder prepared for this very run, but not in another run's folder
+    # Failures are recorded only in a folder that was prepared for this very run, not in another run's folder
     there = run_folder.read_config(run_dir)
     ours = there is not None and there.fingerprint() == config.fingerprint()
     attempt: Attempt | None = None
@@ -69,7 +69,7 @@ def execute(config: RunConfig, argv: list[str], signals: StopSignals) -> int:
             return 0
         device = group.device if group else pick_device(config.trainer.device)
         tune_products(device, Path(config.system.cache_dir))
-        # Before the folder is made: a file that cannot be used leaves nothing behind
+        # Before the folder is created, so that an unusable file leaves nothing behind
         if not checkpoint.checkpoints(run_dir):
             initial_weights.require(config)
         inputs = Inputs.open(config)
@@ -106,12 +106,12 @@ def _train(
     if group:
         group.broadcast(GO, RESUMED if resumed else NEW)
     trainer = _make_trainer(config, inputs, device, group, resumed=resumed)
-    start, inputs.start = inputs.start, None  # as large as the model and its optimizer: not kept while training
+    start, inputs.start = inputs.start, None  # drop the reference: the state is as large as the model and its optimizer
     origin = resuming.restore(trainer, run_dir, start)
     del start
     if group:
         group.broadcast(FROM, str((run_dir / origin).absolute()) if origin else "")
-    if resumed and not origin:  # its checkpoints cannot be used
+    if resumed and not origin:  # none of its checkpoints can be used
         trainer = _make_trainer(config, inputs, device, group)
     registry.attach(trainer, attempt, signals, inputs.custom)
     where = describe(device) + (f" x {group.world} processes ({trainer.strategy.name})" if group else "")
@@ -129,7 +129,7 @@ def _train(
     if not trainer.finished:
         return _record_stop(trainer, run_dir, signals)
     write_result(attempt, trainer, inputs)
-    if not isinstance(inputs.store, CompleteStore):  # its cache was built meanwhile
+    if not isinstance(inputs.store, CompleteStore):  # the cache was built during training
         _log_data_usage(inputs.store, config)
     trainer.trigger("close")
     if group:
@@ -139,7 +139,7 @@ def _train(
 
 def _record_stop(trainer: Trainer, run_dir: Path, signals: StopSignals) -> int:
     by = trainer.stopped_by or "another process"
-    # Slurm's warning asks for a requeue, also if only another process has got it; a person's file does not
+    # Slurm's warning signal requests a requeue, even if only another process received it; a user's file does not
     requeue = trainer.stopped_by in ("", signals.name)
     append_event(run_dir, "stopped", iter=trainer.iter, by=by, requeue=requeue)
     logger.info(f"stopped by {by} after iter {trainer.iter}; start again to continue")
@@ -148,7 +148,7 @@ def _record_stop(trainer: Trainer, run_dir: Path, signals: StopSignals) -> int:
 
 
 def _run_other_rank(config: RunConfig, ranks: RankInfo, signals: StopSignals) -> int:
-    """Do the part of a process other than rank 0: compute its share, and write nothing but why it failed."""
+    """Run a process other than rank 0, which computes its share and writes nothing but the reason of a failure."""
     run_dir, training = Path(config.system.work_dir), False
     try:
         config = _resolve(config)
@@ -175,7 +175,7 @@ def _run_other_rank(config: RunConfig, ranks: RankInfo, signals: StopSignals) ->
         if not trainer.diverged:
             trainer.result()
             eval_context_lengths.evaluate(trainer, inputs.text)
-        group.receive(DONE)  # a scheduler may end all processes once one has exited
+        group.receive(DONE)  # a scheduler may kill all processes once one has exited
         return 0
     except Exception as error:
         shown = failures.explain(error, run_dir, None, signals.received is not None)
@@ -188,7 +188,7 @@ def _run_other_rank(config: RunConfig, ranks: RankInfo, signals: StopSignals) ->
 
 
 class OtherRank(Callback):
-    """The part of a process other than rank 0 in what rank 0 writes."""
+    """Joins in the collective calls that rank 0's callbacks make; for all other processes."""
 
     def __init__(self, signals: StopSignals) -> None:
         self.signals = signals
@@ -210,7 +210,7 @@ class OtherRank(Callback):
 def _make_trainer(
     config: RunConfig, inputs: Inputs, device: torch.device, group: ProcessGroup | None, *, resumed: bool = False
 ) -> Trainer:
-    """Return the trainer of this process. resumed: a checkpoint follows, so that `model.init_from` is not read."""
+    """Return the trainer of this process. resumed: a checkpoint will be loaded, so `model.init_from` is not read."""
     source = partial(data.prefetch, inputs.batches, workers=config.trainer.num_workers)
     drawn = config.model.model_copy(update={"init_from": None} if resumed else {})
     strategy = strategies.make(config.model_copy(update={"model": drawn}), device, group)
@@ -220,7 +220,7 @@ def _make_trainer(
 
 
 def _join(ranks: RankInfo, config: RunConfig) -> ProcessGroup | None:
-    """Connect the processes of this run; None if there is only one."""
+    """Connect the processes of this run; return None if there is only one."""
     if ranks.world == 1:
         return None
     from ablatrix.trainer.distributed.process_group import ProcessGroup  # torch.distributed is slow to import
@@ -234,7 +234,7 @@ def _resolve(config: RunConfig) -> RunConfig:
 
 
 def _log_data_usage(store: TokenStore, config: RunConfig) -> None:
-    """Log what the corpus holds and what of it is never trained on, if that is known."""
+    """Log what the corpus contains and which part of it is never trained on, if known."""
     if store.complete:
         text, warnings = corpus_usage.describe_usage(store, config.data)
         logger.info(text)

@@ -1,4 +1,4 @@
-"""The run's folder before training: claimed, compared with the configuration, and cleared of an earlier result."""
+"""Prepare the run's folder for training: claim it, check its configuration, and remove an earlier result."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ logger = logging.getLogger(__name__)
 
 
 def read_config(run_dir: Path) -> RunConfig | None:
-    """Return the configuration of the folder's run, None if there is none."""
+    """Return the configuration of the run in a folder, None if there is none."""
     path = run_dir / run_files.CONFIG
     return load(path) if path.exists() else None
 
 
 def is_finished(run_dir: Path, config: RunConfig) -> bool:
-    """True if the folder has the result of this configuration. Raises UserError if its data has changed since."""
+    """True if the folder has a result for this configuration. Raises UserError if its data has changed since."""
     summary = run_files.read_json(run_dir / run_files.SUMMARY)
     if config.trainer.resume != "auto" or summary is None or summary.get("fingerprint") != config.fingerprint():
         return False
@@ -36,7 +36,7 @@ def is_finished(run_dir: Path, config: RunConfig) -> bool:
 
 
 def claim(run_dir: Path) -> Attempt:
-    """Make the folder this trainer's. Raises UserError if it cannot be written."""
+    """Claim the folder for this process. Raises UserError if it cannot be written."""
     try:
         return Attempt.take(run_dir)
     except OSError as error:
@@ -47,9 +47,9 @@ def claim(run_dir: Path) -> Attempt:
 
 
 def prepare(run_dir: Path, config: RunConfig, argv: list[str], branch: int | None = None) -> None:
-    """Write config.json and args.txt, and remove what this attempt will write again.
+    """Write config.json and args.txt, and remove files that this attempt will write again.
 
-    branch: the step from which a run with other settings goes on.
+    branch: the step from which the run continues with different settings.
     """
     if branch is not None:
         checkpoint.drop_after(run_dir, branch)
@@ -58,7 +58,7 @@ def prepare(run_dir: Path, config: RunConfig, argv: list[str], branch: int | Non
             (run_dir / run_files.BEST).unlink(missing_ok=True)
         _remove_result(run_dir, everything=False)
     there = read_config(run_dir)
-    if there is None or there.fingerprint() != config.fingerprint():  # missing, or its sizes are not filled in
+    if there is None or there.fingerprint() != config.fingerprint():  # missing, or without the sizes filled in
         atomic_write(run_dir / run_files.CONFIG, config.to_json())
     atomic_write(run_dir / run_files.ARGS, shlex.join([sys.executable, "-m", "ablatrix.trainer", *argv]) + "\n")
     checkpoint.remove_temporary_files(run_dir)

@@ -1,7 +1,7 @@
 """The learning rate as a pure function of the step. Torch-free.
 
-Every schedule begins with the linear warm-up; what follows is one small function each, of the step t (counted from 1 to
-max_iters) with w = warmup_steps, peak = learning_rate and floor = min_lr_ratio * peak.
+Every schedule starts with a linear warm-up, followed by one small function of the step t (counted from 1 to max_iters),
+with w = warmup_steps, peak = learning_rate and floor = min_lr_ratio * peak.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 
 def learning_rate(step: int, config: TrainerConfig) -> float:
-    """Return the learning rate of optimizer step number `step`, counted from 1 to max_iters.
+    """Return the learning rate for optimizer step `step`, counted from 1 to max_iters.
 
     Warm-up: peak * step / warmup_steps, which is 0 before the first step and the peak at step warmup_steps (Goyal et
-    al. 2017, section 2.2). Then the shape that `schedule` names.
+    al. 2017, section 2.2). After that, the shape named by `schedule`.
     """
     if step < config.warmup_steps:
         return config.learning_rate * step / config.warmup_steps
@@ -43,7 +43,7 @@ def linear(step: int, config: TrainerConfig) -> float:
 
 
 def inverse_sqrt(step: int, config: TrainerConfig) -> float:
-    """peak * sqrt(w / t), without warm-up peak / sqrt(t): Vaswani et al. 2017, eq. 3, with a free peak."""
+    """peak * sqrt(w / t), or peak / sqrt(t) without warm-up: Vaswani et al. 2017, eq. 3, with a free peak."""
     return config.learning_rate * math.sqrt(max(1, config.warmup_steps) / max(1, step))
 
 
@@ -63,11 +63,12 @@ def wsd(step: int, config: TrainerConfig) -> float:
 
 
 def infinite(step: int, config: TrainerConfig) -> float:
-    """Ibrahim et al. 2024, "Simple and scalable strategies to continually pre-train large language models": with
+    """Warm-up, cooldown, constant, annealing (Ibrahim et al. 2024, "Simple and scalable strategies to continually
+    pre-train large language models").
 
-    constant = constant_lr_ratio * peak, over cooldown_steps c half a cosine from the peak to the constant,
-    constant + (peak - constant) * (1 + cos(pi * (t - w) / c)) / 2, then the constant, and in the last anneal_steps a
-    the exponential constant * (floor / constant)^((t - max_iters + a) / a).
+    With constant = constant_lr_ratio * peak: over cooldown_steps c, half a cosine from the peak to the constant,
+    constant + (peak - constant) * (1 + cos(pi * (t - w) / c)) / 2; then the constant; over the last anneal_steps a, the
+    exponential constant * (floor / constant)^((t - max_iters + a) / a).
     """
     peak, floor = _ends(config)
     constant = config.constant_lr_ratio * peak
@@ -91,6 +92,6 @@ def _ends(config: TrainerConfig) -> tuple[float, float]:
 
 
 def _done(step: int, config: TrainerConfig) -> float:
-    """Return the part of the steps after the warm-up that is done, from 0 to 1."""
-    # if all steps are warm-up, the peak is reached at the end and nothing decays
+    """Return the fraction of steps after the warm-up that are done, from 0 to 1."""
+    # if all steps are warm-up, the peak is reached at the end and there is no decay
     return min(1.0, (step - config.warmup_steps) / max(1, config.max_iters - config.warmup_steps))

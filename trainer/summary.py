@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 
 def write_result(attempt: Attempt, trainer: Trainer, inputs: Inputs) -> None:
-    """Write model.pt, val_documents.json and then summary.json, which says that the run is done."""
+    """Write model.pt, val_documents.json and finally summary.json, which marks the run as done."""
     run_dir = attempt.run_dir
     val_nll, by_block, by_document = None, {}, {}
     if not trainer.diverged:
@@ -53,7 +53,7 @@ def write_result(attempt: Attempt, trainer: Trainer, inputs: Inputs) -> None:
 
 
 def _score_documents(attempt: Attempt, trainer: Trainer, inputs: Inputs) -> dict[str, Any]:
-    """Write val_documents.json and return what the summary has of it; {} if nothing was scored."""
+    """Write val_documents.json and return its entries for the summary; {} if nothing was scored."""
     nll = trainer.window_nll
     if nll is None or inputs.records is None or not np.isfinite(nll).all():
         return {}
@@ -91,5 +91,5 @@ def _summarize(trainer: Trainer, store: TokenStore, val_nll: float | None) -> di
 
 
 def _number(value: float) -> float | None:
-    """Return None for NaN and infinity, which JSON lacks."""
+    """Return the value, or None for NaN and infinity, which JSON lacks."""
     return value if math.isfinite(value) else None

@@ -1,4 +1,4 @@
-"""The weights that a run has trained: its final ones, else those of its newest checkpoint."""
+"""The trained weights of a run: the final ones, or else those of its newest checkpoint."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ if TYPE_CHECKING:
 
 
 def read_config(run_dir: Path) -> RunConfig:
-    """Return the configuration of a run of our trainer, with all sizes. Raises UserError if the folder has none."""
+    """Return the configuration of a trainer run, with all sizes set. Raises UserError if the folder has none."""
     path = run_dir / run_files.CONFIG
     if not path.exists():
         raise UserError(f"{run_dir}: is not the folder of a run ({run_files.CONFIG} is missing)")
     config = load(path)
-    if None in (*config.model.sizes(), config.model.vocab_size, config.model.block_size):  # it has not started
+    if None in (*config.model.sizes(), config.model.vocab_size, config.model.block_size):  # the run has not started
         return config.resolved(*tokenizer.vocabulary(config.data, Path(config.system.cache_dir)))
     return config.model_copy(update={"model": config.model.resolved(0, 0)})
 
 
 def read_weights(run_dir: Path, config: RunConfig) -> tuple[dict[str, Any], int]:
-    """Return a run's state dict, on the CPU, and the number of steps that it was trained for.
+    """Return a run's state dict, on the CPU, and the number of steps it was trained for.
 
-    Raises UserError if the run has no weights yet, or none that can be read.
+    Raises UserError if the run has no weights yet, or if they cannot be read.
     """
     path = run_dir / run_files.MODEL
     if path.exists():
@@ -49,10 +49,10 @@ def read_weights(run_dir: Path, config: RunConfig) -> tuple[dict[str, Any], int]
 
 
 def read_state(path: Path, device: str = "cpu") -> dict[str, Any]:
-    """Return the state dict in a model.pt. Raises UserError if it cannot be read."""
+    """Return the state dict from a model.pt. Raises UserError if it cannot be read."""
     try:
         state = torch.load(path, map_location=device, weights_only=True)
-    except pickle.UnpicklingError:  # torch advises to load it all the same
+    except pickle.UnpicklingError:  # torch's own message advises loading it anyway
         raise UserError(f"{path}: is damaged, or holds more than tensors; name another run") from None
     except (OSError, EOFError, RuntimeError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({first_line(error)}); name another run") from None

@@ -1,1 +1,1 @@
-"""One run in several processes."""
+"""Training one run with several processes."""

@@ -1,7 +1,7 @@
-"""Data parallel: every process has the whole model and a part of each batch (Li et al. 2020, "PyTorch Distributed").
+"""Data parallelism: every process has the whole model and a part of each batch (Li et al. 2020, "PyTorch Distributed").
 
-Not DistributedDataParallel: a process that runs out of memory must be able to tell the others before gradients are
-exchanged, so there is no backward pass to overlap with, and sums instead of means give the gradient of one process.
+DistributedDataParallel is not used: a process that runs out of memory must be able to tell the others before gradients
+are exchanged, so there is no backward pass to overlap with; sums instead of means give the single-process gradient.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from ablatrix.trainer.config import RunConfig
     from ablatrix.trainer.distributed.process_group import ProcessGroup
 
-SMALL = 1 << 18  # elements; smaller gradients are sent together
+SMALL = 1 << 18  # elements; gradients smaller than this are sent together
 
 
 class DataParallel(Single):
-    """The gradients of all parts are summed; then every process takes the same step."""
+    """Sum the gradients over all processes; then every process takes the same step."""
 
     name = "ddp"
 
@@ -38,7 +38,7 @@ class DataParallel(Single):
         return windows[self.rank * size : (self.rank + 1) * size]
 
     def seed(self, value: int) -> None:
-        # on a CPU each takes its part of the same masks; elsewhere torch draws them, of this process's part only
+        # on a CPU each process takes its part of the same masks; elsewhere each draws masks for its own part only
         super().seed(value if self.device.type == "cpu" else value + self.rank)
 
     def reduce(self, loss: Tensor) -> Tensor:
@@ -49,14 +49,14 @@ class DataParallel(Single):
         return self.group.any(*flags)
 
     def evaluate(self, x: Array, y: Array, size: int, nll: NLL) -> Array:
-        found = np.zeros(len(x))  # the other processes add theirs
+        found = np.zeros(len(x))  # the sum below adds the other processes' windows
         for start in range(0, len(x), size)[self.rank :: self.world]:
             found[start : start + size] = nll(x[start : start + size], y[start : start + size])
         return self.group.sum(found)
 
 
 def all_reduce_sum(group: ProcessGroup, tensors: list[Tensor], loss: Tensor) -> Tensor:
-    """Replace each tensor by its sum over the processes, and return that of the loss."""
+    """Replace each tensor with its sum over the processes, and return the sum of the loss."""
     small = [t for t in tensors if t.numel() < SMALL]
     waiting = [group.start_all_reduce(t) for t in tensors if t.numel() >= SMALL]
     together = torch.cat([t.flatten().float() for t in [*small, loss]])

@@ -1,9 +1,9 @@
-"""Fully sharded data parallel, for models that one device cannot hold (Zhao et al. 2023, "PyTorch FSDP"; torch's
+"""Fully sharded data parallelism, for models that do not fit on one device (Zhao et al. 2023, "PyTorch FSDP"; torch's
 fully_shard, also called FSDP2).
 
-Every process keeps a piece of each parameter, of its gradient and of the optimizer's state: rows k to l of it. The
-parameters of a block are put together when it is computed, and dropped again. Each process draws the whole model in its
-main memory at the start; on the device there is never more than one block of it besides the pieces.
+Every process keeps a piece (a range of rows) of each parameter, its gradient and the optimizer's state. The parameters
+of a block are gathered when it is computed, and freed afterwards. At the start, each process draws the whole model in
+host memory; the device never holds more than the pieces and one whole block.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 
 
 class FullySharded(DataParallel):
-    """`model` has DTensors as parameters; `trained` is its twin whose parameters are this process's pieces."""
+    """`model` has DTensors as parameters; `trained` is a twin whose parameters are this process's pieces."""
 
     name = "fsdp"
-    can_retry = False  # half-way through a block the others wait for this process
+    can_retry = False  # halfway through a block the other processes wait for this one
 
     def __init__(self, config: RunConfig, device: torch.device, group: ProcessGroup) -> None:
         self.mesh = init_device_mesh(device.type, (group.world,))
@@ -44,20 +44,20 @@ class FullySharded(DataParallel):
         model = self.draw()
         for block in model.transformer.h:
             fully_shard(block, mesh=self.mesh)
-        fully_shard(model, mesh=self.mesh)  # moves what is left to the device
+        fully_shard(model, mesh=self.mesh)  # moves the remaining parameters to the device
         for name in ("loss", "token_losses"):
             register_fsdp_forward_method(model, name)
         for module in model.modules():
-            if isinstance(module, FSDPModule):  # sums, as the loss is divided by the whole batch's tokens already
+            if isinstance(module, FSDPModule):  # sum: the loss is already divided by the whole batch's tokens
                 module.set_gradient_divide_factor(1.0)
                 module.set_force_sum_reduction_for_comms(True)
         return model
 
     def _twin(self) -> nn.Module:
-        """The same modules with pieces as parameters: optimizers work on plain tensors."""
+        """Return the same modules with pieces as parameters, because optimizers work on plain tensors."""
         twin = GPT(self.config.model, seed=None)
         sharded = dict(self.model.named_parameters(remove_duplicate=False))
-        pieces: dict[int, nn.Parameter] = {}  # one for parameters that two modules share
+        pieces: dict[int, nn.Parameter] = {}  # a single piece for parameters shared by two modules
         for prefix, module in twin.named_modules():
             for name, _ in list(module.named_parameters(recurse=False)):
                 whole = sharded[f"{prefix}.{name}" if prefix else name]
@@ -76,7 +76,7 @@ class FullySharded(DataParallel):
         return all_reduce_sum(self.group, [], norm**2).sqrt()
 
     def evaluate(self, x: Array, y: Array, size: int, nll: NLL) -> Array:
-        """Every process computes equally many windows, some for nothing: all of them gather the blocks."""
+        """Evaluate windows, with dummy ones where needed: all processes must gather the blocks equally often."""
         starts = range(0, len(x), size)
         mine, rounds = starts[self.rank :: self.world], starts[:: self.world]
         found = np.zeros(len(x))
@@ -115,7 +115,7 @@ class FullySharded(DataParallel):
         return {key: self._piece(key, value) for key, value in state.items()}
 
     def _piece(self, key: str, value: Any) -> Any:
-        """Return this process's rows of a value with a parameter's name and shape; anything else unchanged."""
+        """Return this process's rows of a value that has a parameter's name and shape; other values unchanged."""
         if isinstance(value, dict):
             return self.local(value)
         if key not in self._names or value.shape != self._names[key]:
@@ -125,5 +125,5 @@ class FullySharded(DataParallel):
 
     @property
     def _names(self) -> dict[str, torch.Size]:
-        """The shapes of the whole parameters, shared ones under each of their names."""
+        """Return the shapes of the whole parameters; shared ones appear under each of their names."""
         return {name: p.shape for name, p in self.model.named_parameters(remove_duplicate=False)}

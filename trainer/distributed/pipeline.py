@@ -1,10 +1,10 @@
-"""Pipeline: every process has some of the layers, and a batch goes through them in parts, several at a time.
+"""Pipeline parallelism: every process has some of the layers, and microbatches of a batch go through them in parallel.
 
-GPipe (Huang et al. 2019) sends all parts forward and then all back; 1F1B (Narayanan et al. 2019, "PipeDream"; its
-synchronous form) begins with the way back as soon as it can, and holds the activations of fewer parts. Both compute the
-gradient of the whole batch. With several stages per process, 1F1B is interleaved (Narayanan et al. 2021, "Efficient
-large-scale language model training"): stage i is in process i % world, and processes idle less at the ends of a batch.
-The schedules are torch's (torch.distributed.pipelining).
+GPipe (Huang et al. 2019) runs all microbatches forward and then all backward; 1F1B (Narayanan et al. 2019, "PipeDream";
+its synchronous form) starts backward passes as soon as possible, and stores activations of fewer microbatches. Both
+compute the gradient of the whole batch. With several stages per process, 1F1B is interleaved (Narayanan et al. 2021,
+"Efficient large-scale language model training"): stage i is on process i % world, and processes idle less at the start
+and end of a batch. The schedules are torch's (torch.distributed.pipelining).
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ SCHEDULES = {"gpipe": ScheduleGPipe, "1f1b": Schedule1F1B}
 
 
 def split(config: RunConfig, stages: int) -> list[range]:
-    """Return the layers of each stage: those of trainer.pipeline_split, or such that stages take about as long.
+    """Return the layers of each stage: those of trainer.pipeline_split, or a split into stages of about equal time.
 
-    Each has one at least; the last also has the output head, worth many layers.
+    Each stage has at least one layer; the last one also has the output head, which costs as much as many layers.
     """
     if config.trainer.pipeline_split:
         return _ranges(config.trainer.pipeline_split)
     model = ResolvedGPTConfig.of(config.model)
     n_layer = model.n_layer
-    head = model.vocab_size / (12 * model.n_embd)  # in layers: 12 n_embd^2 weights against vocab_size * n_embd
+    head = model.vocab_size / (12 * model.n_embd)  # in layers of 12 n_embd^2 weights; the head has vocab_size * n_embd
 
-    # the fastest split; of equally fast ones that with the fewest layers beside the head
+    # the fastest split; among equally fast splits, the one with the fewest layers next to the head
     sizes = range(1, n_layer - stages + 2)
     last = min(sizes, key=lambda last: max(last + head, -(-(n_layer - last) // (stages - 1))))
     most, more = divmod(n_layer - last, stages - 1)
@@ -57,7 +57,7 @@ def _ranges(sizes: Sequence[int]) -> list[range]:
 
 
 class Stage(nn.Module):
-    """Some layers of a model: tokens (B, T) or features (B, T, C) -> features (B, T, C). number: the stage's."""
+    """Some layers of a model: tokens (B, T) or features (B, T, C) -> features (B, T, C). number: index of the stage."""
 
     def __init__(self, model: GPT, number: int, layers: range, stages: int) -> None:
         super().__init__()
@@ -74,10 +74,10 @@ class Stage(nn.Module):
 
 
 class Pipeline(Single):
-    """`model` has this process's layers only, under the names that they have in the whole model."""
+    """`model` has only this process's layers, under their names in the whole model."""
 
     name = "pipeline"
-    can_retry = False  # the neighbors wait for this process
+    can_retry = False  # neighboring processes wait for this one
 
     def __init__(self, config: RunConfig, device: torch.device, group: ProcessGroup) -> None:
         self.group, self.rank, self.world = group, group.rank, group.world
@@ -126,7 +126,7 @@ class Pipeline(Single):
         return head_loss(x.flatten(0, 1), self.model.lm_head.weight, y.flatten(), self.divisor, self.model.pointwise)
 
     def seed(self, value: int) -> None:
-        super().seed(value + self.rank)  # layers of different stages have different masks
+        super().seed(value + self.rank)  # so that layers of different stages draw different masks
 
     def gradients(self, x: Tensor, y: Tensor, divisor: float | Tensor, autocast: Autocast) -> Tensor:
         self.divisor = divisor
@@ -157,7 +157,7 @@ class Pipeline(Single):
         return self.group.sum(found)
 
     def _nll(self, x: Array, y: Array) -> Array | float:
-        """Return the NLL of each window (B,) in the last process, 0 in the others, through which they pass."""
+        """Return the NLL of each window (B,) on the last process, and 0 on the others, which only pass features on."""
         for part in self.parts:
             if part.first:
                 features = torch.from_numpy(x).to(self.device)
@@ -189,7 +189,7 @@ def _on_cpu(tree: Any) -> Any:
 
 
 def _merge(into: dict[str, Any], part: dict[str, Any]) -> None:
-    """Add the entries that are missing."""
+    """Add the entries of `part` that `into` lacks."""
     for key, value in part.items():
         if isinstance(value, dict):
             _merge(into.setdefault(key, {}), value)
@@ -198,7 +198,7 @@ def _merge(into: dict[str, Any], part: dict[str, Any]) -> None:
 
 
 def _sorted(tree: dict[str, Any], order: dict[str, int]) -> dict[str, Any]:
-    """Return the tree with parameters in the order that they have in the whole model."""
+    """Return the tree with parameters in the order of the whole model."""
     return {
         key: _sorted(tree[key], order) if isinstance(tree[key], dict) else tree[key]
         for key in sorted(tree, key=lambda key: order.get(key, -1))

@@ -1,4 +1,4 @@
-"""The process group of one run: rendezvous, and exchange of numbers and messages besides gradients."""
+"""The process group of one run: rendezvous, and communication other than gradients."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
     from ablatrix.trainer.config import RunConfig
     from ablatrix.trainer.distributed.single import Array
 
-START_SECONDS = 600.0  # for all processes to connect
-PEER_TIMEOUT_SECONDS = 1800.0  # without an answer from a connected process
-LAST_WAIT_SECONDS = 30.0  # that rank 0 waits for the others to read its last message
+START_SECONDS = 600.0  # time for all processes to connect
+PEER_TIMEOUT_SECONDS = 1800.0  # longest time without an answer from a connected process
+LAST_WAIT_SECONDS = 30.0  # time that rank 0 waits for the others to read its last message
 POLL_SECONDS = 0.05
 
 
 class ProcessGroup:
-    """The connected processes of a run. Messages go through a store that rank 0 keeps."""
+    """The connected processes of a run. Messages go through a store hosted by rank 0."""
 
     def __init__(self, ranks: RankInfo, device: torch.device, store: dist.Store) -> None:
         self.ranks, self.device, self.store = ranks, device, store
@@ -38,7 +38,7 @@ class ProcessGroup:
 
     @classmethod
     def join(cls, ranks: RankInfo, config: RunConfig) -> ProcessGroup:
-        """Wait for the other processes. Raises UserError (no device), PeerLostError (a process does not start)."""
+        """Connect to the other processes. Raises UserError (no device) or PeerLostError (a process does not start)."""
         device = local_device(config.trainer.device, ranks.local_rank)
         if device.type == "cuda":
             torch.cuda.set_device(device)
@@ -46,7 +46,7 @@ class ProcessGroup:
         deadline = time.monotonic() + START_SECONDS
         store = _open_store(ranks, deadline)
         store.add("here", 1)
-        # torch would wait without noticing signals
+        # torch would block without handling signals
         while store.add("here", 0) < ranks.world:
             _pause(deadline, f"{ranks.world - store.add('here', 0)} of {ranks.world} processes have not started")
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
@@ -60,7 +60,7 @@ class ProcessGroup:
         return cls(ranks, device, store)
 
     def leave(self) -> None:
-        """Disconnect, when all is done."""
+        """Disconnect at the end of the run."""
         dist.destroy_process_group()
 
     # ---- messages
@@ -70,7 +70,7 @@ class ProcessGroup:
         self.store.set(key, json.dumps(value))
 
     def broadcast_last(self, key: str, value: Any) -> None:
-        """Final broadcast from rank 0; waits for all ranks to read it, because the store ends with rank 0."""
+        """Send the last message from rank 0 and wait for all ranks to read it, because the store ends with rank 0."""
         self.broadcast(key, value)
         deadline = time.monotonic() + LAST_WAIT_SECONDS
         with contextlib.suppress(RuntimeError):
@@ -78,7 +78,7 @@ class ProcessGroup:
                 time.sleep(POLL_SECONDS)
 
     def receive(self, key: str) -> Any:
-        """Wait for what rank 0 broadcasts, however long it takes: it may have to tokenize a corpus."""
+        """Wait for rank 0 to broadcast a value, however long it takes: rank 0 may have to tokenize a corpus."""
         with naming_lost_peers():
             while not self.store.check([key]):
                 time.sleep(POLL_SECONDS)
@@ -89,21 +89,21 @@ class ProcessGroup:
     # ---- numbers
 
     def any(self, *flags: bool) -> tuple[bool, ...]:
-        """Return each flag as raised by any of the processes."""
+        """Return, for each flag, whether any process has raised it."""
         values = torch.tensor([int(flag) for flag in flags])
         with naming_lost_peers():
             dist.all_reduce(values, dist.ReduceOp.MAX)
         return tuple(bool(value) for value in values.tolist())
 
     def sum(self, values: Array) -> Array:
-        """Return the sum of an array over the processes."""
+        """Return the sum of an array over all processes."""
         total = torch.from_numpy(values.copy())
         with naming_lost_peers():
             dist.all_reduce(total)
         return total.numpy()
 
     def start_all_reduce(self, tensor: Tensor) -> Any:
-        """Begin to replace the tensor by its sum over the processes; `wait` for the result."""
+        """Start replacing the tensor with its sum over all processes; call `wait` on the returned handle."""
         with naming_lost_peers():
             return dist.all_reduce(tensor, async_op=True)
 
@@ -112,7 +112,7 @@ class ProcessGroup:
             work.wait()
 
     def gather(self, value: Any) -> list[Any]:
-        """Return the values of all processes in rank 0, [] in the others. Tensors should be on the CPU."""
+        """Return the values of all processes on rank 0, [] on the others. Tensors should be on the CPU."""
         found: list[Any] | None = [None] * self.world if self.rank == 0 else None
         with naming_lost_peers():
             dist.gather_object(value, found)
@@ -121,7 +121,7 @@ class ProcessGroup:
 
 @contextlib.contextmanager
 def naming_lost_peers() -> Iterator[None]:
-    """Raise PeerLostError for a connection that breaks within it."""
+    """Raise PeerLostError if a connection breaks inside the `with` block."""
     try:
         yield
     except RuntimeError as error:
@@ -131,7 +131,7 @@ def naming_lost_peers() -> Iterator[None]:
 
 
 def local_device(name: str, local_rank: int) -> torch.device:
-    """Return the device of process `local_rank` of this machine. Raises UserError if there are fewer."""
+    """Return the device for process `local_rank` of this machine. Raises UserError if there are too few."""
     device = pick_device("cpu" if name == "auto" and not torch.cuda.is_available() else name)
     if device.type == "mps":
         raise UserError("trainer.device: several processes cannot share an mps device; use cpu")
@@ -140,14 +140,14 @@ def local_device(name: str, local_rank: int) -> torch.device:
     count = torch.cuda.device_count()
     if local_rank >= count > 1:
         raise UserError(f"process {local_rank + 1} of this machine finds {count} GPUs only; start one process per GPU")
-    return torch.device("cuda", local_rank if count > 1 else 0)  # a scheduler may show each process its own only
+    return torch.device("cuda", local_rank if count > 1 else 0)  # a scheduler may show each process only its own GPU
 
 
 def _open_store(ranks: RankInfo, deadline: float) -> dist.Store:
     host, port = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT", "")
     if not host or not port.isdigit():
         raise UserError("MASTER_ADDR and MASTER_PORT are not set: start the processes with torchrun")
-    agents = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # torchrun keeps the store
+    agents = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # torchrun hosts the store
     keeps_store = ranks.rank == 0 and not agents
     while True:
         try:
@@ -166,13 +166,13 @@ def _open_store(ranks: RankInfo, deadline: float) -> dist.Store:
 
 
 def _is_hidden(host: str, ranks: RankInfo) -> bool:
-    """True if MASTER_ADDR resolves to the loopback here while other machines must reach it."""
+    """True if MASTER_ADDR resolves to the loopback interface here although other machines must reach it."""
     alone = int(os.environ.get("LOCAL_WORLD_SIZE", ranks.world)) == ranks.world
     return not alone and network.is_own_name_only(host)
 
 
 def _choose_interface(ranks: RankInfo) -> None:
-    """Let gloo use the interface towards rank 0, unless the environment chooses one."""
+    """Make gloo use the interface toward rank 0, unless the environment sets one."""
     host = os.environ.get("MASTER_ADDR", "")
     if network.GLOO_INTERFACE not in os.environ and not _is_hidden(host, ranks):
         name = network.interface_towards(host)

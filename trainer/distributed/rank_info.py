@@ -1,4 +1,4 @@
-"""Rank and number of processes from the environment, and errors of lost peers. Torch-free."""
+"""Rank and number of processes from the environment, and errors about lost peers. Torch-free."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from ablatrix.trainer.rundir.run_files import EXIT_LOST_PEER
 if TYPE_CHECKING:
     from ablatrix.trainer.config import RunConfig
 
-# Words in torch's errors when the process at the other end of a connection is gone or silent
+# Phrases in torch's errors when the process at the other end of a connection is gone or unresponsive
 MESSAGES = ("gloo/transport", "gloo::", "Connection closed by peer", "Connection reset by peer", "Broken pipe", "NCCL")
 NAMES = ("DistBackendError", "DistNetworkError", "DistStoreError")
 
 
 class PeerLostError(RunError):
-    """Another process of the run has ended, or does not answer."""
+    """Another process of the run has ended or does not respond."""
 
     exit_code = EXIT_LOST_PEER
 
@@ -35,7 +35,7 @@ def is_lost_peer(error: BaseException) -> bool:
 
 
 def describe_lost_peer(error: BaseException) -> PeerLostError:
-    """Return the error to show instead of torch's."""
+    """Return the error to show in place of torch's."""
     if isinstance(error, PeerLostError):
         return error
     words = str(error).strip().splitlines()
@@ -49,9 +49,9 @@ def describe_lost_peer(error: BaseException) -> PeerLostError:
 class RankInfo:
     """The rank of this process among those of the run."""
 
-    rank: int = 0  # among all
-    world: int = 1  # processes of the run
-    local_rank: int = 0  # among those of this machine
+    rank: int = 0  # rank among all processes
+    world: int = 1  # number of processes of the run
+    local_rank: int = 0  # rank among the processes of this machine
 
     @classmethod
     def from_environment(cls, config: RunConfig, environ: Mapping[str, str] = os.environ) -> RankInfo:

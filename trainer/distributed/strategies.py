@@ -1,6 +1,6 @@
-"""Strategies by which several processes share one run. Torch-free.
+"""Strategies for sharing one run among several processes. Torch-free.
 
-The processes know their ranks from torchrun's variables: RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT. The
+Processes read their ranks from torchrun's variables: RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT. The
 job's task (orchestrator/job/task.py) and `python -m torch.distributed.run -m ablatrix.trainer ...` both set them.
 Only rank 0 writes files.
 """
@@ -25,7 +25,7 @@ STRATEGIES = {
 
 
 def make(config: RunConfig, device: torch.device, group: ProcessGroup | None) -> Single:
-    """Return the strategy of this process; without a group it does everything, whatever `trainer.strategy` says."""
+    """Return the strategy of this process: `trainer.strategy`, or `Single` if there is no group."""
     from ablatrix.trainer.distributed.single import Single
 
     if group is None:

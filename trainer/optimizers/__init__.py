@@ -1,8 +1,8 @@
-"""The optimizers: one file each, behind the interface of `base.Optimizer`.
+"""The optimizers, one file each, with the interface of `base.Optimizer`.
 
 torch.optim is not used: creating one of its optimizers imports torch._dynamo, which takes as long as the rest of a
-short job's start; its Muon and Adafactor read numbers back from the device, so that no step could be recorded as a CUDA
-graph; and its Adafactor bounds the learning rate by 1 / sqrt(step). Tests compare each with torch's or its paper's.
+short job's startup; its Muon and Adafactor read numbers back from the device, so that steps could not be recorded as
+CUDA graphs; and its Adafactor limits the learning rate to 1 / sqrt(step). Tests compare each with torch or its paper.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ __all__ = ["AdamW", "Optimizer", "decaying", "make"]
 
 
 def make(model: nn.Module, settings: TrainerConfig) -> Optimizer:
-    """Return the optimizer that `trainer.optimizer` names, for all trainable parameters of the model."""
+    """Return the optimizer named by `trainer.optimizer`, for all trainable parameters of the model."""
     settings = settled(settings)
     name, decay, clip = settings.optimizer, settings.weight_decay, settings.grad_norm_clip
     momentum, nesterov = settings.momentum or 0.0, bool(settings.nesterov)

@@ -1,4 +1,4 @@
-"""Adafactor: Adam's second moments of a matrix kept as one number per row and one per column."""
+"""Adafactor: second moments of a matrix are stored as one number per row and one per column."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from torch import Tensor, nn
 
 from ablatrix.trainer.optimizers.base import Optimizer, Parameters
 
-EPS_SQUARE, EPS_SCALE = 1e-30, 1e-3  # the paper's epsilon 1 and 2
+EPS_SQUARE, EPS_SCALE = 1e-30, 1e-3  # epsilon 1 and 2 in the paper
 TINY = torch.finfo(torch.float32).tiny
 
 
 class Adafactor(Optimizer):
-    """Adafactor without momentum (Shazeer & Stern 2018, algorithms 4 and 5), the step sizes being the schedule's.
+    """Adafactor without momentum (Shazeer & Stern 2018, algorithms 4 and 5), with step sizes from the schedule.
 
-    With b = 1 - t^beta2_decay:  R = b R + (1 - b) rowmean(g² + 1e-30), C likewise of columns, V = R C / mean(R) (of a
-    vector V itself);  u = g / sqrt(V);  u = u / max(1, RMS(u) / update_clip);
+    With b = 1 - t^beta2_decay:  R = b R + (1 - b) rowmean(g² + 1e-30), C likewise for columns, V = R C / mean(R) (for
+    vectors, V is kept directly);  u = g / sqrt(V);  u = u / max(1, RMS(u) / update_clip);
     w = w - lr * weight_decay * w - lr * max(1e-3, RMS(w)) * u.
 
-    The learning rate is thus relative to the size of the weights: the paper's is 1e-2, and after 10,000 steps
-    1 / sqrt(t), which `schedule: inverse_sqrt` with 10,000 steps of warm-up gives.
+    The learning rate is thus relative to the size of the weights. The paper uses 1e-2, and 1 / sqrt(t) after 10,000
+    steps, which is `schedule: inverse_sqrt` with 10,000 steps of warm-up.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Adafactor(Optimizer):
             return self.whole[name].lerp_(square, share).clone()
         rows = self.rows[name].lerp_(square.mean(-1, keepdim=True), share)  # (..., n, 1)
         columns = self.columns[name].lerp_(square.mean(-2, keepdim=True), share)  # (..., 1, m)
-        # divided first: the product of two rows that have had no gradient would be 0
+        # divide first: the product for a row and a column that have had no gradient would underflow to 0
         return (rows / rows.mean(-2, keepdim=True)) * columns
 
     def state_dict(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""AdamW on flat lists of parameters, by torch's fused kernel."""
+"""AdamW on flat lists of parameters, using torch's fused kernel."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The base of all optimizers: which weights decay, clipping by the global norm, learning rate, saving, loading."""
+"""Base class of all optimizers: which weights decay, clipping by global norm, learning rate, saving and loading."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ Parameters = Iterable[tuple[str, nn.Parameter, bool]]  # name, parameter, whethe
 
 
 def decaying(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, bool]]:
-    """Yield (name, parameter, whether weight decay applies) of every trainable parameter, each once.
+    """Yield (name, parameter, whether weight decay applies) once for every trainable parameter.
 
-    minGPT's rule: matrices of linear maps decay; biases, norms and embeddings do not. Decided by shape and by the type
-    of the owning module, so that a new norm needs no entry anywhere. A matrix shared by two modules comes once, as its
-    first owner's: a head tied to the token embeddings does not decay.
+    minGPT's rule: matrices of linear layers decay; biases, norms and embeddings do not. This goes by shape and by the
+    type of the owning module, so that a new norm needs no registration. A matrix shared by two modules is yielded once,
+    for its first owner: a head tied to the token embeddings does not decay.
     """
     seen: set[nn.Parameter] = set()
     for prefix, module in model.named_modules():
@@ -28,11 +28,11 @@ def decaying(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, bool]]:
 
 
 class Optimizer:
-    """The interface: `zero_grad`, `set_learning_rate` before every step, `step`, `state_dict`, `load_state_dict`.
+    """Interface: `zero_grad`, `set_learning_rate` before every step, `step`, `state_dict`, `load_state_dict`.
 
-    weight_decay: that of the parameters that decay. grad_norm_clip: largest global L2 norm of the gradient; 0: no
-    clipping. A subclass implements `update` and `state_dict`; both stay on the device, without reading a number back,
-    so that a step can be recorded as a CUDA graph.
+    weight_decay: applied to parameters that decay. grad_norm_clip: largest global L2 norm of the gradient; 0: no
+    clipping. A subclass implements `update` and `state_dict`; both stay on the device, without reading numbers back, so
+    that a step can be recorded as a CUDA graph.
     """
 
     def __init__(self, parameters: Parameters, weight_decay: float, grad_norm_clip: float = 0.0) -> None:
@@ -44,47 +44,47 @@ class Optimizer:
             self.named[name] = parameter
             self.groups[0 if decays else 1][0].append(name)
         self.device = next(iter(self.named.values())).device
-        self.rate = torch.zeros((), dtype=torch.float32, device=self.device)  # where a recorded step reads it
-        # the norm of all gradients from that of these: a model may be spread over several processes
+        self.rate = torch.zeros((), dtype=torch.float32, device=self.device)  # read by steps in a CUDA graph
+        # maps the norm of these gradients to the norm of all gradients, as the model may span several processes
         self.across: Callable[[Tensor], Tensor] = lambda norm: norm
 
     def zero_grad(self) -> None:
-        """Drop the gradients, which is cheaper than setting them to zero and adding to them."""
+        """Drop the gradients, which is cheaper than setting them to zero and accumulating."""
         for parameter in self.named.values():
             parameter.grad = None
 
     def set_learning_rate(self, learning_rate: float) -> None:
-        """Set the learning rate of the steps to come."""
+        """Set the learning rate for the following steps."""
         self.learning_rate = learning_rate
         if self.device.type == "cuda":
             self.rate.fill_(learning_rate)
 
     @torch.no_grad()
     def step(self) -> Tensor:
-        """Clip, update every parameter, and return the gradient's norm before clipping (a scalar on the device)."""
+        """Clip, update every parameter, and return the gradient norm before clipping (a scalar on the device)."""
         grads = [p.grad for p in self.named.values() if p.grad is not None]
         norm = self.across(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads))))
         self.update(self._clip_divisor(norm))
         return norm
 
     def update(self, divisor: Tensor | None) -> None:
-        """Change the parameters that have a gradient, each gradient divided by `divisor` (None: as it is)."""
+        """Update the parameters that have a gradient, after dividing gradients by `divisor` (None: no division)."""
         raise NotImplementedError
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all that the next step depends on besides parameters and gradients; tensors are not copied.
+        """Return everything besides parameters and gradients that the next step depends on; tensors are not copied.
 
-        Two levels at most: a scalar tensor, or parameter name -> tensor, under each key.
+        Each value is a scalar tensor or a mapping from parameter name to tensor.
         """
         raise NotImplementedError
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Copy a `state_dict()` in. Raises KeyError or RuntimeError if it is another model's."""
+        """Copy in a `state_dict()`. Raises KeyError or RuntimeError if it belongs to a different model."""
         _copy(self.state_dict(), state)
 
     def groups_with_gradient(self) -> Iterator[tuple[list[str], float]]:
-        """Yield (names, weight decay) of the parameters that have a gradient."""
+        """Yield (names, weight decay) for the parameters that have a gradient."""
         for names, weight_decay in self.groups:
             if live := self.with_gradient(names):
                 yield live, weight_decay
@@ -101,14 +101,14 @@ class Optimizer:
         return grads
 
     def device_rate(self) -> Any:
-        """Return the learning rate: a number, on cuda a scalar tensor."""
+        """Return the learning rate: a scalar tensor on cuda, else a number."""
         return self.rate if self.device.type == "cuda" else self.learning_rate
 
     def _clip_divisor(self, norm: Tensor) -> Tensor | None:
-        """Return what the gradients must be divided by, None for nothing."""
+        """Return the divisor that clips the gradients, None if no clipping is needed."""
         if not self.grad_norm_clip:
             return None
-        # waiting for the value costs nothing on a CPU, and saves dividing all gradients if the norm is small
+        # reading the value costs nothing on a CPU, and avoids dividing all gradients if the norm is small
         if self.device.type == "cpu" and norm.item() <= self.grad_norm_clip:
             return None
         return ((norm + 1e-6) / self.grad_norm_clip).clamp(min=1.0)

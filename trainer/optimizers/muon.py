@@ -1,4 +1,4 @@
-"""Muon: momentum whose matrices are made orthogonal before they are applied."""
+"""Muon: momentum with matrix updates orthogonalized before they are applied."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from ablatrix.trainer.optimizers.base import Optimizer, decaying
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 EPS = 1e-7
-RMS = 0.2  # of AdamW's updates, as measured by Liu et al.
+RMS = 0.2  # RMS of AdamW's updates, as measured by Liu et al.
 HEAD = "lm_head."
 
 
 class Muon(Optimizer):
-    """Muon (Jordan et al. 2024) on the matrices of the blocks; embeddings, output head, norms and biases get AdamW.
+    """Muon (Jordan et al. 2024) for the matrices in the blocks; AdamW for embeddings, output head, norms and biases.
 
     m = momentum * m + (1 - momentum) * gradient;  u = gradient + momentum * (m - gradient) if nesterov else m;
     w = w - lr * weight_decay * w - lr * 0.2 * sqrt(max(rows, columns)) * newton_schulz(u).
 
-    The factor makes an update's root mean square AdamW's (Liu et al. 2025, "Muon is scalable for LLM training", eq. 4;
-    torch calls it match_rms_adamw), so that one learning rate and one weight decay serve both halves. A matrix that
-    holds several maps, such as that of queries, keys and values, counts as one matrix.
+    The factor gives updates the same RMS as AdamW's (Liu et al. 2025, "Muon is scalable for LLM training", eq. 4; torch
+    calls it match_rms_adamw), so that one learning rate and one weight decay work for both groups. A fused matrix, such
+    as QKV, is treated as one matrix.
     """
 
     def __init__(
@@ -61,12 +61,12 @@ class Muon(Optimizer):
                 self.named[name].mul_(1 - rate * self.weight_decay).sub_(change * scale)
 
     def _change(self, name: str) -> Tensor:
-        """Return u of a matrix, whose average has been updated."""
+        """Return u for a matrix whose average is already updated."""
         average, grad = self.averages[name], self.named[name].grad
         return torch.lerp(grad, average, self.momentum) if self.nesterov and grad is not None else average
 
     def _alike(self, names: list[str]) -> list[list[str]]:
-        """Return the matrices that are multiplied together: on a GPU those of one shape, elsewhere each alone."""
+        """Group the matrices for batched products: by shape on a GPU, each alone elsewhere."""
         groups: dict[Any, list[str]] = {}
         for name in names:
             groups.setdefault(self.named[name].shape if self.device.type == "cuda" else name, []).append(name)
@@ -77,15 +77,15 @@ class Muon(Optimizer):
 
 
 def newton_schulz(matrices: Tensor, steps: int) -> Tensor:
-    """Return about U Vᵀ of each matrix U S Vᵀ, (B, rows, columns), in bfloat16: singular values become about 1.
+    """Approximate U Vᵀ for each matrix U S Vᵀ, (B, rows, columns), in bfloat16: singular values become about 1.
 
     Each step maps them by the odd polynomial a s + b s³ + c s⁵, whose slope at 0 is as steep as possible (Jordan et al.
-    2024): after five, what began above a thousandth lies within about 0.7 and 1.2.
+    2024): five steps bring values above a thousandth to between about 0.7 and 1.2.
     """
     a, b, c = NEWTON_SCHULZ
     x = matrices.bfloat16()
     wide = x.shape[1] <= x.shape[2]
-    x = x if wide else x.mT  # the products are then of the shorter side
+    x = x if wide else x.mT  # so that the products have the size of the shorter side
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=EPS)
     for _ in range(steps):
         square = x @ x.mT  # (B, n, n)

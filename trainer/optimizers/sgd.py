@@ -1,4 +1,4 @@
-"""Stochastic gradient descent with momentum, by torch's fused kernel."""
+"""Stochastic gradient descent with momentum, using torch's fused kernel."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class SGD(Optimizer):
 
     g = gradient + weight_decay * w;  v = momentum * v + g;  w = w - lr * (g + momentum * v if nesterov else v).
 
-    Weight decay is thus the L2 penalty of the literature on SGD, and passes through the momentum.
+    Weight decay is thus an L2 penalty, as usual for SGD, and goes through the momentum.
     """
 
     def __init__(
