@@ -1,4 +1,4 @@
-"""The process of a user's command: its environment, the signals it receives, and its end with all it started."""
+"""The process of a user's command: its environment, the signals it receives, and its end with everything it started."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ from ablatrix.trainer.rundir.program import ROOT
 POLL_SECONDS = 0.5
 READ_SECONDS = 2.0  # between reads of the metrics
 HEARTBEAT_SECONDS = 30.0
-MOST_NAMES = 20  # of a source, listed in messages
+MOST_NAMES = 20  # names in a source that a message lists
 
 
 class CommandRunner:

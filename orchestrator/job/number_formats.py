@@ -16,7 +16,7 @@ _OF_TOTAL = re.compile(r"([0-9][0-9,_]*)\s*/\s*[0-9?][0-9,_]*")
 def parse(value: object, whole: bool = False) -> float | None:
     """Return a JSON number, or the number in a string; None for anything else.
 
-    whole: True for counts, where 1,234 means 1234; otherwise a single comma may be a decimal comma.
+    whole: True for counts, where 1,234 means 1234; otherwise a single comma may be a decimal point.
     """
     if isinstance(value, str):
         return _parse_text(value.strip().strip("[](){};:'\"").strip(), whole)

@@ -19,7 +19,7 @@ ENOUGH = 2
 
 
 class EarlyFailures:
-    """Watch how the first runs end. A run that finishes, lasts longer or fails differently ends the watch."""
+    """Detects that the first runs fail alike. A run that finishes, lasts longer or fails differently ends detection."""
 
     def __init__(self) -> None:
         self._reasons: list[str] = []

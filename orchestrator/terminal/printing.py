@@ -1,4 +1,4 @@
-"""Printing to the user's terminal: control characters in foreign text are shown, not interpreted."""
+"""Printing to the user's terminal: control characters in untrusted text are shown, not interpreted."""
 
 from __future__ import annotations
 

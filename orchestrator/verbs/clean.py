@@ -96,7 +96,7 @@ def _run_items(study: Study) -> Iterator[Item]:
 
 
 def _older_checkpoints(folder: Path) -> list[Path]:
-    """Return all but the last checkpoint and where a longer run would branch off; none if the last is not final."""
+    """Return the checkpoints that neither a resume nor a longer run needs; none if the last step has no checkpoint."""
     steps = {run_files.checkpoint_step(path): path for path in run_files.list_checkpoints(folder)}
     summary = run_facts.read_summary(folder) or {}
     last = max(steps, default=0)

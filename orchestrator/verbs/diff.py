@@ -35,7 +35,7 @@ def diff(first: str, second: str, study: str | None, output: Path, console: Cons
 
 
 def _find_pair(study: Study, first: str, second: str) -> tuple[StudyRun, StudyRun]:
-    """Return the two runs; of two cells those of the first seed that both have."""
+    """Return the two runs; for two cells, their runs of the first seed that both have."""
     one, two = ([run for run in study.runs if run.cell == name] for name in (first, second))
     pairs = ((a, b) for a in one for b in two if a.seed == b.seed)
     return next(pairs, None) or (study.find_any(first), study.find_any(second))

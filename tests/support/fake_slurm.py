@@ -1,4 +1,4 @@
-"""A stub of sbatch, squeue, scontrol, scancel and sacct on top of a folder, for rare behavior of a real controller.
+"""A stub of sbatch, squeue, scontrol, scancel and sacct, backed by a folder, for rare behavior of a controller.
 
 sbatch may answer late, queue a job twice, not answer although the job is queued, print other numbers before the id,
 lose the job's comment, or refuse; every call is counted.

@@ -51,7 +51,7 @@ def simulate(points: int, curvature: float, studies: int, steeper: float = 0.0) 
 def _study(
     random: np.random.Generator, tune: Tuning, curvature: float, steeper: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return, (arms - 1,) each: if the interval covers, the error at each arm's best rate, and at the baseline's."""
+    """Return (arms - 1,) arrays: whether the interval covers, the error at the arm's best rate, at the baseline's."""
     spread = 0.5 if len(tune.grid) > 3 else 0.0  # common to all optima, in doublings
     optima = np.log2(BASE) + SHIFTS * (1.0 if len(tune.grid) > 3 else 0.5) + spread * random.uniform(-1, 1)
 

@@ -1,4 +1,4 @@
-"""What is below a folder, to be compared with what was there before."""
+"""The content of a folder, for comparison with its earlier content."""
 
 from __future__ import annotations
 
