@@ -42,7 +42,8 @@ class Trend:
     def direction(self) -> str:
         """Whether the effect `grows` or `shrinks` from the smallest to the largest compute, or `changes sign`.
 
-        The sign changes if the intervals at both ends exclude 0, on opposite sides."""
+        The sign changes if the intervals at both ends exclude 0, on opposite sides.
+        """
         if self.line is None:
             return ""
         first, last = self.line.at(min(point.compute for point in self.line.points)), self.line.at(self.line.largest)

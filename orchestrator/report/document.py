@@ -149,8 +149,8 @@ def aa(analysis: Analysis) -> list[Block]:
     if (found := aa_sentence(analysis)) == "":
         return []
     explained = (
-        "The check trains the baseline again with other seeds: what the study calls an effect must not appear between "
-        "the two. It is not among the comparisons that verdicts are corrected for."
+        "The check trains the baseline again with different seeds: nothing that the study would call an effect should "
+        "appear between the two. It is not one of the comparisons that verdicts are corrected for."
     )
     return [found, explained]
 
@@ -250,9 +250,9 @@ def budgets(analysis: Analysis) -> list[Block]:
         *_time_remark(analysis),
         _table(analysis.compared, effects),
         Heading(f"To the baseline's final {'loss' if analysis.measure.is_loss else name}"),
-        f"Tokens and time until the {name} first reaches the baseline's final value, by interpolation between "
+        f"Tokens and time until the {name} first reaches the baseline's final value, interpolated between "
         "evaluations; mean over seeds. Speed-up: baseline cost divided by cell cost; above 1 is faster. “over”: not "
-        "every run reached that value; those that did not count with their full cost.",
+        "every run reached that value; those that did not are counted at their full cost.",
         _table(analysis.cells.values(), speed, base=analysis.base),
     ]
 
@@ -262,12 +262,12 @@ def _time_remark(analysis: Analysis) -> list[Block]:
     step = analysis.times
     if step.withheld:
         return [step.withheld]
-    text = "Time: steps times the cell's seconds per step (lower quartile along each run, median over runs)."
+    text = "Time: steps times the cell's seconds per step (lower quartile within each run, median over runs)."
     if step.controls:
         measured = join_names([f"{name} {ratio:.2f}" for name, ratio in step.controls.items()])
         text += f" Cells that compute what the baseline computes count as 1; measured: {measured}."
     if step.apart:
-        text += f" Without a run on the baseline's hardware, so without a time: {', '.join(step.apart)}."
+        text += f" No run on the baseline's hardware, so no time: {', '.join(step.apart)}."
     return [text]
 
 
@@ -297,7 +297,7 @@ def marginal_means(analysis: Analysis) -> list[Block]:
     }
     text = (
         f"Mean {measure.label} over all combinations of the other features, adjusted for missing runs, at the compared "
-        "budget. The pointwise 95% confidence interval leaves out what a seed adds to all cells alike."
+        "budget. The pointwise 95% confidence interval excludes what a seed adds to all cells."
     )
     return [Heading("Marginal means"), text, _table(means, columns, left=(0, 1))]
 
@@ -326,7 +326,7 @@ def costs(analysis: Analysis) -> list[Block]:
             "step time": lambda cell: times(analysis.times.ratio(cell.name)),
         }
     shared = "; runs that shared a GPU at the same time count once" if analysis.hours.gpu else ""
-    text = f"The study took {analysis.hours}: all attempts at all runs, with evaluations{shared}."
+    text = f"The study took {analysis.hours}: all attempts at all runs, including evaluations{shared}."
     withheld = [analysis.times.withheld] if analysis.times.withheld else []
     return [text, *withheld, _table(analysis.cells.values(), columns, base=analysis.base)]
 

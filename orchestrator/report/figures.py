@@ -251,7 +251,7 @@ def schedules(analysis: Analysis) -> Figure | None:
         panels.append(Panel("Gradient norm", axis, "", norms, _tokens(end), (max(0.0, low), high)))
     if not panels:
         return None
-    caption = "Learning rate (equal schedules are drawn once) and gradient norm before clipping, mean over seeds."
+    caption = "Learning rate (identical schedules are drawn once) and gradient norm before clipping, mean over seeds."
     legend = tuple((c.name, style[c.name]) for c in cells)
     return Figure("schedules", "Learning rate and gradient norm", caption + remark, tuple(panels), legend=legend)
 
@@ -270,7 +270,7 @@ def context_lengths(analysis: Analysis) -> Figure | None:
     room = 0.04 * (x[-1] - x[0])
     panel = Panel(
         "",
-        "tokens of context",
+        "context length (tokens)",
         "held-out NLL (nats per token)",
         lines,
         (float(x[0] - room), float(x[-1] + room)),

@@ -89,7 +89,7 @@ def _effects_caption(analysis: Analysis) -> str:
     caption += (
         f" {runs_per_cell(analysis)} Marker: mean; thick bar: pointwise 95% confidence interval; thin bar: "
         f"{analysis.interval_name} simultaneous over {count(analysis.family, 'comparison')}, "
-        f"{'the one' if analysis.factorial else 'which decides the verdict and is the one'} in the table; small ticks: "
+        f"{'shown' if analysis.factorial else 'which decides the verdict and is shown'} in the table; small ticks: "
         "single seeds."
     )
     if analysis.progress:
@@ -100,7 +100,7 @@ def _effects_caption(analysis: Analysis) -> str:
     if any(cell.read_off for cell in analysis.cells.values()):
         caption += (
             f" {measure.short_name}: where a cell and the baseline trained on different numbers of {analysis.budget}, "
-            "at the smaller one; in brackets after the whole training."
+            "at the smaller number; in parentheses: after full training."
         )
     if analysis.margin is not None:
         return f"{caption} Shaded: the margin of ±{analysis.margin:g}{measure.short_unit}."
@@ -156,7 +156,7 @@ def combinations(analysis: Analysis) -> Figure | None:
     """Return the interactions: effects of combinations beyond the sum of their features."""
     side = analysis.measure.better_side.partition(" is ")[0]
     caption = (
-        "Effect of the combination minus the sum of the effects of its parts; at 0 they add up, "
+        "Effect of the combination minus the sum of the effects of its parts; at 0 the effects add up, "
         f"{side} the combination is better than the sum."
     )
     texts = ("Interactions", caption, "interaction")

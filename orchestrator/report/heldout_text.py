@@ -32,9 +32,10 @@ def over_documents(analysis: Analysis) -> list[Block]:
         for cell in analysis.cells.values()
     ]
     text = (
-        f"The held-out text is a sample too: {size[0]:,} documents with {size[1]:,} scored tokens. The standard error "
-        "over seeds is for this held-out text, the one over documents for these seeds (Miller 2024), and the combined "
-        "one, with its 95% interval, for other seeds and other documents of the same kind. Bits per byte: NLL divided "
+        f"The held-out text is a sample too: {size[0]:,} documents with {size[1]:,} scored tokens. The standard "
+        "error over seeds applies to this held-out text, the one over documents to these seeds (Miller 2024), and "
+        "the combined one, with its 95% interval, to other seeds and other documents of the same kind. Bits per "
+        "byte: NLL divided "
         "by ln 2 and the bytes of the scored text."
     )
     return [text, *_across_tokenizers(analysis), Table(HEAD, rows)]
@@ -93,7 +94,7 @@ def context_lengths(analysis: Analysis, figure: Figure | None) -> list[Block]:
     trained = breakdown.trained_length(analysis.base)
     text = (
         f"Held-out NLL after training with windows of {trained or 'one length'}; the same tokens are scored at each "
-        "context length; mean over seeds. In brackets: the effect at that length with its pointwise 95% confidence "
+        "context length; mean over seeds. In parentheses: the effect at that length with its pointwise 95% confidence "
         f"interval. {STARRED}"
     )
     reasons = {reason for part in parts for reason in part.reasons.values()}

@@ -36,7 +36,7 @@ def paragraphs(analysis: Analysis) -> list[str]:
 def _runs(analysis: Analysis) -> str:
     study = analysis.study
     seeds = sorted({run.seed for cell in analysis.cells.values() for run in cell.runs})
-    tuned = ", tuned with other ones," if analysis.tuned else ""
+    tuned = ", tuned with other seeds," if analysis.tuned else ""
     finished = [run for run in study.runs if run.finished]
     diverged = sum(run.diverged for run in finished)
     again = f", and the baseline again with {_seeds(analysis.aa.seeds)}," if analysis.aa else ""
@@ -185,7 +185,7 @@ def _held_out(run: RunRecord) -> str:
     if file:
         return ", ".join(file) if isinstance(file, list | tuple) else str(file)
     if isinstance(size, float):
-        return f"the last {size:.3g} of the lines of the corpus"
+        return f"the last {size:.3g} of the corpus lines"
     return f"the last {count(size, 'document')} of the corpus" if size else ""
 
 
@@ -213,7 +213,7 @@ def _statistics(analysis: Analysis) -> str:
 METHODS = {
     "pooled": (
         "Effects are estimated by least squares over all runs (value ~ cell + seed), so that all cells share one "
-        "estimate of the noise; a cell that is noisier by itself counts with its own."
+        "estimate of the noise; a noisier cell uses its own estimate."
     ),
     "paired t": "Cells that are far noisier than the others are judged by their own paired t test.",
     "unpaired": (
@@ -232,13 +232,13 @@ def _inference(analysis: Analysis) -> str:
         text += (
             f" Verdicts are simultaneous over {count(analysis.family, 'comparison')} with the baseline (Dunnett 1955; "
             f"{_error_rate(analysis)}): a cell helps or hurts if its simultaneous "
-            f"{analysis.interval_name} excludes 0. Pointwise 95% intervals are not adjusted. Beside them stands the "
-            "paired t test of each cell without pooling, corrected by Holm's method."
+            f"{analysis.interval_name} excludes 0. Pointwise 95% intervals are not adjusted. Each cell's own paired "
+            "t test without pooling, Holm-corrected, is given as well."
         )
         if analysis.margin is not None:
             text += (
                 f" No effect larger than {analysis.margin:g}{analysis.measure.short_unit}, the margin of the "
-                "experiment file, is claimed where the simultaneous interval of twice the error rate lies within it "
+                "experiment file, is claimed if the simultaneous interval at twice the error rate lies within it "
                 "(two one-sided tests; Schuirmann 1987)."
             )
     return text + _noise(analysis)
@@ -253,8 +253,8 @@ def _error_rate(analysis: Analysis) -> str:
     futility = ""
     if looks.futility and analysis.margin is None:
         futility = (
-            f", and so does one whose probability to be decided by the last look is under {looks.futility:g} at the "
-            "effect seen (conditional power; Lan & Wittes 1988)"
+            f", and so does one whose probability of being decided by the last look is under {looks.futility:g} given "
+            "its observed effect (conditional power; Lan & Wittes 1988)"
         )
     return (
         f"planned looks after {join_names([str(n) for n in looks.seeds])} seeds with error rates of "

@@ -54,7 +54,7 @@ def _settings(analysis: Analysis) -> Iterator[str]:
     """Yield problems with the settings of cells, and what has not finished."""
     runs, base = analysis.study.runs, analysis.base
     if wrong := sorted({run.cell for run in runs if run.wrong_overrides}):
-        yield f"Settings did not reach the trainer in {join_names(wrong)}: these cells are not what they are called."
+        yield f"Settings did not reach the trainer in {join_names(wrong)}: these cells are not what their names say."
     if same := [cell.name for cell in analysis.compared if cell.effect and cell.effect.identical]:
         yield f"Bit-identical to the baseline: {join_names(same)}. Check that their settings reach the trainer."
     if base is not None and base.features:
@@ -109,7 +109,7 @@ def _metrics_output(analysis: Analysis) -> Iterator[str]:
         yield f"{count(bad, 'value')} or lines of the metrics could not be read as numbers and were skipped."
     if restarted := [run.id for run in runs if run.number("steps_began_again")]:
         yield (
-            f"Steps restarted from the first one in {join_names(restarted)}, so later rows replaced earlier ones. If "
+            f"Steps restarted from the beginning in {join_names(restarted)}, so later rows replaced earlier ones. If "
             "each epoch counts its own steps, name the epoch too: (?P<epoch>\\d+), or a column `epoch`; after a "
             "resume, print the step of the whole run."
         )
@@ -185,7 +185,7 @@ def _differences(analysis: Analysis) -> Iterator[str]:
         (
             usable,
             "tokens",
-            "Runs trained on different numbers of tokens; each pair is compared at the smaller one.",
+            "Runs trained on different numbers of tokens; each pair is compared at the smaller number.",
         ),
         (usable, "val_tokens", "The held-out sets differ in size: the runs are not evaluated on the same text."),
         (_one_way_to_cut(usable), "val_fingerprint", "The runs are not evaluated on the same held-out text."),

@@ -75,7 +75,7 @@ def describe_growth(analysis: Analysis) -> Iterator[str]:
         added.append(f"{'cell' if len(cells) == 1 else 'cells'} {join_names(cells)}")
     if added:
         yield (
-            f"Planned at first: {count(len(first.cells), 'cell')} with seeds {_spans(first.seeds)}. Added later: "
+            f"Originally planned: {count(len(first.cells), 'cell')} with seeds {_spans(first.seeds)}. Added later: "
             f"{' and '.join(added)}."
         )
     if found := unplanned(plans):
@@ -86,11 +86,11 @@ def _broken_guarantee(analysis: Analysis, plan: Planned) -> str:
     values = {cell.name: value for cell in analysis.compared if (value := cell_e_value(cell, analysis)) is not None}
     limit = threshold(analysis)
     decided = [name for name, value in values.items() if value >= limit]
-    holds = f"decided by it: {join_names(decided)}" if decided else "it decides no cell"
+    shown = join_names(decided) if decided else "no cell"
     what = "looks were changed" if plan.looks is not None else "seeds were added"
     return (
-        f"An unplanned look: {what} after {count(plan.finished, 'run')} had finished. The error rate of the intervals "
-        f"holds for the plan, not for this; e-values of {limit:g} or more hold at any time, and {holds}."
+        f"An unplanned look: {what} after {count(plan.finished, 'run')} had finished. The intervals' error rate holds "
+        f"for the plan, not for this look; e-values of {limit:g} or more are valid at any time and decide {shown}."
     )
 
 

@@ -153,7 +153,7 @@ def difference_figure(analyses: Sequence[Analysis]) -> Figure | None:
     between = f"{names[1]} − {names[0]}" if len(names) == 2 else ""  # with two studies, named once for all rows
     rows = [replace(row, label=_without(row.label, names)) for row in rows]
     caption = (
-        "Differences between studies, as of independent samples (Welch). Thick bars: pointwise 95% confidence "
+        "Differences between studies, treated as independent samples (Welch). Thick bars: pointwise 95% confidence "
         "intervals; thin bars: 95% intervals simultaneous over the table (Bonferroni), which decide the reading."
     )
     label = replace(shared, name=f"{shared.name}, difference between studies").label
@@ -172,7 +172,7 @@ def caveats(analyses: Sequence[Analysis]) -> list[str]:
     found = []
     for key, text in (
         ("data_fingerprint", "The studies read different data"),
-        ("val_tokens", "The studies have held-out sets of different size"),
+        ("val_tokens", "The studies have held-out sets of different sizes"),
     ):
         if len({str(r.summary[key]) for a in analyses for r in a.study.runs if key in r.summary}) > 1:
             found.append(f"{text}: compare effects, not losses.")

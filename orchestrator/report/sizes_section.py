@@ -114,7 +114,7 @@ def blocks(analysis: Analysis, drawn: Figure | None) -> list[Block]:
     )
     found: list[Block] = [intro, *([drawn] if drawn else []), *[sentence(trend, analysis) for trend in trends]]
     if not any(trend.line for trend in trends):
-        found.append("There is no line over compute: that takes the FLOPs of the runs, and intervals at two sizes.")
+        found.append("No line over compute is drawn: it needs the FLOPs of the runs and intervals at two sizes.")
     return [*found, Heading("Each size"), _size_table(trends, analysis)]
 
 
@@ -122,14 +122,14 @@ def sentence(trend: Trend, analysis: Analysis) -> str:
     """Return how a cell's effect changes with compute."""
     line = trend.line
     if line is None:
-        return f"{trend.cell}: its effect with an interval is not known at two sizes."
+        return f"{trend.cell}: its effect does not have an interval at two sizes."
     digits, unit = _digits(trend), analysis.measure.short_unit
     low, high, p = line.slope_interval
     span = span_text(low * TENFOLD, high * TENFOLD, digits)
     change = f"{signed(line.slope * TENFOLD, digits)}{unit} per tenfold compute (95% interval {span}, p {p_equals(p)})"
     text = f"{trend.cell}: "
     if len(line.points) < scaling.FEWEST_SIZES:
-        return f"{text}{change}; two sizes only, so nothing is said of a trend."
+        return f"{text}{change}; with only two sizes, no trend is tested."
     text += f"the effect {trend.direction} with compute, {change}." if trend.shown else f"no change is shown, {change}."
     if (line.lack_of_fit or 1) < 0.05:
         text += f" The effects do not lie on a line (p {p_equals(line.lack_of_fit)}); the band is widened accordingly."

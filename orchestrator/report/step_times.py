@@ -124,19 +124,19 @@ def _doubt(timed: Mapping[str, Sequence[RunRecord]], controls: Mapping[str, floa
     if off and abs(controls[off] - 1) > OFF:
         return (
             f"Time is not compared: {off} computes what the baseline computes, but its steps took "
-            f"{controls[off]:.2f} times as long, so the machine was not equally free for all runs."
+            f"{controls[off]:.2f} times as long, so the load on the machine differed between runs."
         )
     spreads = {name: spread for name, runs in timed.items() if (spread := _spread(runs)) is not None}
     widest = max(spreads, key=lambda name: spreads[name], default="")
     if widest and spreads[widest] > SPREAD:
         return (
-            f"Time is not compared: seconds per step differ by {spreads[widest]:.0%} between runs of {widest}, so the "
-            "machine was not equally free for all runs."
+            f"Time is not compared: seconds per step differ by {spreads[widest]:.0%} between runs of {widest}, so "
+            "the load on the machine differed between runs."
         )
     if not spreads and not controls:
         return (
             "Time is not compared: no cell ran twice on the same hardware, and none computes what the baseline "
-            "computes, so it is not known whether the machine was equally free for all runs."
+            "computes, so it is unknown whether the load on the machine differed between runs."
         )
     return ""
 

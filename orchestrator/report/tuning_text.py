@@ -35,8 +35,8 @@ def notes(analysis: Analysis) -> Iterator[str]:
     known = {name: arm.optimum for name, arm in found.arms.items() if arm.optimum}
     if edges := [f"{name} ({optimum.value:g})" for name, optimum in known.items() if optimum.at_edge]:
         yield (
-            f"Best {found.tune.setting} at the edge of what was tried: {join_names(edges)}; the true best value may "
-            "lie beyond, so extend the grid; where the next value diverged, add values between the two."
+            f"Best {found.tune.setting} at the edge of the grid: {join_names(edges)}; the true optimum may lie "
+            "beyond, so extend the grid, or add values in between if the next value diverged."
         )
     if unknown := [name for name in found.arms if name not in known]:
         yield f"No tuning run of {join_names(unknown)} has a result yet."

@@ -90,7 +90,7 @@ def _stability(cell: CellResult, analysis: Analysis) -> str:
     assert base is not None
     p = fisher_p(len(cell.diverged), cell.done, len(base.diverged), base.done)
     lost = f"{len(cell.diverged)} of {count(cell.done, 'run')} diverged"
-    chance = ", so few that it can be chance" if p > ALPHA else ""
+    chance = ", too few to rule out chance" if p > ALPHA else ""
     return f"{lost} (baseline: {len(base.diverged)} of {base.done}, Fisher's exact p {p_equals(p)}{chance})"
 
 
@@ -136,7 +136,7 @@ def _excluded(cell: CellResult) -> str:
     total = count(len(cell.runs), "run")
     parts = [
         (0 if cell.verdict is Verdict.UNSTABLE else len(cell.diverged), "diverged and {} excluded"),
-        (_with_wrong_settings(cell), "ran with other settings and {} excluded"),
+        (_with_wrong_settings(cell), "ran with different settings and {} excluded"),
         (len(cell.runs) - cell.done, "without a result"),
     ]
     texts = [f"; {n} of {total} {words}".format("is" if n == 1 else "are") for n, words in parts if n]
@@ -147,7 +147,7 @@ def _no_result(cell: CellResult, analysis: Analysis) -> str:
     if cell.values:
         return f"no comparison: {analysis.reference or 'the baseline'} has no usable run."
     states = Counter(run.state for run in cell.runs)
-    for state, number in (("diverged", len(cell.diverged)), ("with other settings", _with_wrong_settings(cell))):
+    for state, number in (("diverged", len(cell.diverged)), ("with different settings", _with_wrong_settings(cell))):
         states[state] += number
         states["done"] -= number
     return "no result: " + ", ".join(f"{n} {state}" for state, n in states.items() if n > 0) + "."
@@ -190,7 +190,7 @@ def flags(cell: CellResult, analysis: Analysis) -> list[str]:
     if cell.kind not in ("", "model", "other"):
         found.append(f"changes the {cell.kind}" + ("" if "model" in cell.changes else ", not the model"))
     if cell.read_off:
-        found.append(f"trained on another number of tokens: {cell.measure.name} interpolated at the smaller one")
+        found.append(f"trained on a different number of tokens: {cell.measure.name} interpolated at the smaller number")
     if cell.incomparable:
         found.append(f"not comparable: {cell.incomparable}")
     if cell.diverged:

@@ -22,7 +22,7 @@ EXPLAINED = {
     Method.PAIRS: "From the main effects and pairs of the fraction: exact if no three features interact.",
     Method.ENDS: (
         "Estimated by the mean of what a feature adds to the baseline (first in) and to all others (last in): exact if "
-        f"no three features interact. “{REST}”: what it leaves of the whole, by interactions of three or more."
+        f"no three features interact. “{REST}”: the remainder, due to interactions of three or more."
     ),
 }
 
@@ -55,7 +55,7 @@ def figure(analysis: Analysis) -> Figure | None:
     )
     if found.shares[0].effect and found.shares[0].effect.joint_low is not None:
         caption += (
-            f" Line at the end of a bar: 95% interval, of the shares simultaneous over {len(found.shares)} features."
+            f" Line at the end of a bar: 95% interval, for the shares simultaneous over {len(found.shares)} features."
         )
     return Figure("attribution", _title(found, analysis), caption, waterfall=waterfall)
 

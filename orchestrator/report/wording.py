@@ -217,7 +217,7 @@ def aa_sentence(analysis: Analysis) -> str:
     seeds = f"the baseline with seeds {join_names(list(map(str, found.seeds)))}"
     effect, digits, unit = found.effect, analysis.decimals, analysis.measure.short_unit
     if found.verdict is Verdict.IDENTICAL:
-        return f"A/A check failed: {seeds} ends exactly as with its own, so the seed does not reach the trainer."
+        return f"A/A check failed: {seeds} ends exactly as with its own seeds, so the seed does not reach the trainer."
     if effect is None or effect.low is None:
         done, planned = sum(run.usable for run in found.runs), count(len(found.runs), "run")
         return f"A/A check: {seeds} cannot be compared, with {done} of {planned} usable; it needs two of each."
@@ -225,7 +225,7 @@ def aa_sentence(analysis: Analysis) -> str:
     size += f" (95% interval {span_text(effect.low, effect.high, digits)}"
     if found.failed:
         return (
-            f"A/A check failed: {seeds} differs from itself by {size}, p {p_equals(effect.p)}). Chance does "
-            "this in one study of twenty; else runs vary more than their seeds show, and verdicts claim too much."
+            f"A/A check failed: {seeds} differs from itself by {size}, p {p_equals(effect.p)}). This happens by chance "
+            "in one study in twenty; otherwise runs vary more than their seeds show, and verdicts are overconfident."
         )
-    return f"A/A check passed: {seeds} differs from itself by {size}), as little as chance explains."
+    return f"A/A check passed: {seeds} differs from itself by {size}), no more than chance explains."

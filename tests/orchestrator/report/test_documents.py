@@ -130,7 +130,7 @@ def test_section(tmp_path: Path) -> None:
     ("data", "words"),
     [
         ({"test_size": 1}, "tokens of the last 1 document of the corpus"),
-        ({"test_size": 0.01}, "tokens of the last 0.01 of the lines of the corpus"),
+        ({"test_size": 0.01}, "tokens of the last 0.01 of the corpus lines"),
         ({"test_size": 10, "test_file": "val.jsonl"}, "tokens of val.jsonl)"),
     ],
 )

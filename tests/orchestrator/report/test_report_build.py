@@ -116,7 +116,7 @@ def test_settings_that_did_not_reach_the_trainer_are_no_result(tmp_path: Path) -
     fates = {("swiglu", seed): "stripped" for seed in (1, 2, 3)}
     report = Made(tmp_path, Plan(fates=fates, effects={"swiglu": -0.2}))
     assert row(report, "swiglu").verdict == "no result"
-    assert "3 with other settings" in row(report, "swiglu").sentence
+    assert "3 with different settings" in row(report, "swiglu").sentence
     assert any("did not reach the trainer in swiglu" in note for note in report.notes)
 
 

@@ -147,7 +147,7 @@ def test_a_cell_that_will_hardly_be_decided_stops_for_futility(tmp_path: Path) -
     assert analysis.progress.describe("rmsnorm") == "stopped for futility at look 1 of 3"
     assert "rmsnorm stopped at look 1 (inconclusive, futility)" in looks.find_stages(found).lines[0]
     assert later(found)["rmsnorm-seed4"] == "not needed: its cell has stopped by look 1"
-    assert "probability to be decided by the last look is under 0.1" in " ".join(methods.paragraphs(analysis))
+    assert "probability of being decided by the last look is under 0.1" in " ".join(methods.paragraphs(analysis))
 
 
 def test_with_a_margin_no_cell_stops_for_futility(tmp_path: Path) -> None:
@@ -204,9 +204,9 @@ def grown(folder: Path, *plans: Mapping[str, Any]) -> Analysis:
 def test_seeds_added_after_results_are_an_unplanned_look(tmp_path: Path) -> None:
     found = grown(tmp_path, planned(3), planned(5, finished=12))
     growth, broken = list(sequential.describe_growth(found))
-    assert growth == "Planned at first: 4 cells with seeds 1 to 3. Added later: seeds 4 to 5."
+    assert growth == "Originally planned: 4 cells with seeds 1 to 3. Added later: seeds 4 to 5."
     assert "seeds were added after 12 runs had finished" in broken
-    assert "e-values of 60 or more hold at any time, and decided by it: rope" in broken
+    assert "e-values of 60 or more are valid at any time and decide rope" in broken
     assert "e-value" in verdicts.sentence(found.cells["rope"], found)
 
 

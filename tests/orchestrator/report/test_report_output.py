@@ -160,7 +160,7 @@ def test_methods_and_repeating_say_what_was_done(tmp_path: Path) -> None:
     assert "7 cells with 3 seeds (1, 2, 3) make 21 runs, of which 20 finished and 1 of those diverged" in text
     assert "peak learning rate 0.0005" in text
     assert "tokenizer sample" in text
-    assert "corrected by Holm's method" in text
+    assert "Holm-corrected" in text
     assert "least squares over all runs (value ~ cell + seed)" in text
     assert "commit 0123456789" in text
     assert "torch 9.9" in text

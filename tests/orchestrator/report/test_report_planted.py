@@ -69,7 +69,7 @@ def test_one_diverged_run_of_three_can_be_chance(tmp_path: Path) -> None:
     analysis = analyzed(tmp_path, Plan(features=TWO, fates={("swiglu", 2): "diverged"}))
     text = verdicts.sentence(analysis.cells["swiglu"], analysis)
     assert analysis.cells["swiglu"].verdict is Verdict.UNSTABLE
-    assert "1 of 3 runs diverged (baseline: 0 of 3, Fisher's exact p = 1.000, so few that it can be chance)" in text
+    assert "1 of 3 runs diverged (baseline: 0 of 3, Fisher's exact p = 1.000, too few to rule out chance)" in text
 
 
 def test_fishers_test_equals_scipys() -> None:

@@ -119,9 +119,7 @@ def test_two_sizes_give_no_trend(tmp_path: Path) -> None:
     trend = across_sizes.find_trends(read(tmp_path / "study"))[0]
     assert not trend.shown
     assert trend.ahead is None
-    assert sizes_section.sentence(trend, read(tmp_path / "study")).endswith(
-        "two sizes only, so nothing is said of a trend."
-    )
+    assert sizes_section.sentence(trend, read(tmp_path / "study")).endswith("with only two sizes, no trend is tested.")
 
 
 def test_a_gain_needs_a_loss_that_falls_with_compute(tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ def test_the_report_has_the_sweep_in_every_format(tmp_path: Path) -> None:
     markdown = (tmp_path / "report" / "report.md").read_text()
     assert "## Tuned arms" in markdown
     assert "| cosine | 0.0034 (edge) |" in markdown  # 0.004, the last value, has the best mean
-    assert "2 cells with 3 seeds (1, 2, 3), tuned with other ones, make 21 runs" in markdown
+    assert "2 cells with 3 seeds (1, 2, 3), tuned with other seeds, make 21 runs" in markdown
 
 
 def test_tuning_runs_decide_nothing(tmp_path: Path) -> None:
@@ -69,8 +69,8 @@ def test_tuning_runs_decide_nothing(tmp_path: Path) -> None:
 
 def test_an_optimum_at_the_edge_is_a_warning(tmp_path: Path) -> None:
     found = analyzed(tmp_path, write_tuned(tmp_path, {**BEST, "cosine": 9e-3}, {}, trained=CONFIRMED))
-    (note,) = [note for note in notes.notes(found) if "at the edge of what was tried: cosine (0.004)" in note]
-    assert note.endswith("so extend the grid; where the next value diverged, add values between the two.")
+    (note,) = [note for note in notes.notes(found) if "at the edge of the grid: cosine (0.004)" in note]
+    assert note.endswith("so extend the grid, or add values in between if the next value diverged.")
 
 
 def test_confirmation_waits_for_the_tuning_runs(tmp_path: Path) -> None:
