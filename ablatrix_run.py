@@ -33,7 +33,7 @@ EXIT_STOPPED = 75  # stopped on request, with everything saved
 
 
 class Run:
-    """One run. Nothing is read or written, and no signal is handled, before the first use."""
+    """A run. Nothing is read or written, and no signal handler is installed, before its first use."""
 
     def __init__(self, folder: str | None = None) -> None:
         self.in_job = folder is None and "ABLATRIX_RUN_DIR" in os.environ
@@ -79,13 +79,13 @@ class Run:
         record: dict[str, Any] = {"step": int(step), "_seconds": round(time.monotonic() - self._started, 6)}
         for name, value in values.items():
             number = float(value)
-            record[name] = number if math.isfinite(number) else str(number)  # JSON has no nan
+            record[name] = number if math.isfinite(number) else str(number)  # JSON has no NaN
         line = (json.dumps(record) + "\n").encode()
         if self._metrics is None:
             flags = os.O_RDWR | os.O_APPEND | os.O_CREAT
             self._metrics = os.open(self.path(METRICS), flags, 0o666)
             size = os.fstat(self._metrics).st_size
-            if size and os.pread(self._metrics, 1, size - 1) != b"\n":  # torn by a kill
+            if size and os.pread(self._metrics, 1, size - 1) != b"\n":  # the last line was cut off by a kill
                 line = b"\n" + line
         while line:
             line = line[os.write(self._metrics, line) :]

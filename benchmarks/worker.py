@@ -97,7 +97,7 @@ def our_trainer(spec: dict[str, Any]) -> Any:
     trainer = Trainer(config, source, (empty, empty), device)
     if spec.get("only") == "compiled":  # one half of trainer.compile
         trainer.model.compile_parts()
-    elif spec.get("only") == "graphs":  # the other half
+    elif spec.get("only") == "graphs":  # the other half of trainer.compile
         trainer._graph = GraphedStep(trainer._update, trainer.optimizer, device)
     return trainer
 

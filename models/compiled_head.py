@@ -41,7 +41,7 @@ class CompiledHeadLoss(TiledHeadLoss):
     def __init__(self, x: Tensor, weight: Tensor, targets: Tensor, scale: Tensor) -> None:
         super().__init__(x, weight, targets, scale, torch.float32, needs_grad=True)
         library = native.load(FLOAT32)
-        assert library is not None  # `find`
+        assert library is not None  # checked by `find`
         self.library = library
         self.threads = torch.get_num_threads()
 
@@ -85,7 +85,7 @@ class AmxHeadLoss(TiledHeadLoss):
     def __init__(self, x: Tensor, weight: Tensor, targets: Tensor, scale: Tensor) -> None:
         super().__init__(x, weight, targets, scale, torch.bfloat16, needs_grad=True)
         library = native.load(*BFLOAT16)
-        assert library is not None  # `find`
+        assert library is not None  # checked by `find`
         self.library = library
         self.threads = torch.get_num_threads()
         self.scratch = torch.empty(self.threads, 256 * (2 * weight.shape[1] + 16), dtype=torch.bfloat16)

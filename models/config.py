@@ -132,11 +132,11 @@ class GPTConfig(BaseModel):
 
     @property
     def custom_components(self) -> dict[str, str]:
-        """The user's components: setting -> `package.module:Class`."""
+        """Custom components, as setting -> `package.module:Class`."""
         return {name: getattr(self, name) for name, known in COMPONENTS.items() if getattr(self, name) not in known}
 
     def sizes(self) -> tuple[int | None, int | None, int | None]:
-        """Return (n_layer, n_head, n_embd): the explicit ones, else the preset's."""
+        """Return (n_layer, n_head, n_embd), each the explicit value or else the preset's."""
         n_layer, n_head, n_embd = PRESETS[self.model_type] if self.model_type else (None, None, None)
         return self.n_layer or n_layer, self.n_head or n_head, self.n_embd or n_embd
 

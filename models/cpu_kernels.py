@@ -100,7 +100,7 @@ class _BlockAttention(torch.autograd.Function):
         B, nh, T, hs = q.shape  # noqa: N806
         q, k, v = (t.reshape(B * nh, T, hs) for t in (q, k, v))
         ctx.scale, ctx.dropout = 1 / (1 - pdrop), pdrop > 0
-        v = v * ctx.scale if pdrop else v  # instead of scaling the weights, which are T / hs times as many
+        v = v * ctx.scale if pdrop else v  # cheaper than scaling the T / hs times as many weights
         y = torch.empty_like(q)
         ctx.blocks = query_blocks(B * nh, T)
         kept: list[Tensor] = []
@@ -130,7 +130,7 @@ class _BlockAttention(torch.autograd.Function):
         dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
         dslopes = torch.zeros(n_head) if ctx.needs_input_grad[4] else None
         last = True
-        for start, stop in reversed(ctx.blocks):  # from the last, which sees all keys
+        for start, stop in reversed(ctx.blocks):  # start with the last block, which sees all keys
             dropped = kept.pop()
             p = kept.pop() if ctx.dropout else dropped
             dyb, db = dy[:, start:stop], d[:, start:stop]

@@ -13,14 +13,14 @@ from ablatrix.models import cpu_kernels
 
 
 class Linear(nn.Linear):
-    """nn.Linear whose weights are undefined until they are set."""
+    """nn.Linear with uninitialized weights."""
 
     def reset_parameters(self) -> None:
         pass
 
 
 class Embedding(nn.Embedding):
-    """nn.Embedding whose weights are undefined until they are set."""
+    """nn.Embedding with uninitialized weights."""
 
     def reset_parameters(self) -> None:
         pass

@@ -21,7 +21,7 @@ _folder: Path | None = None
 
 
 def use(folder: Path | None) -> None:
-    """Use the kernels where they are faster, compiled into `folder` when first needed; None: never."""
+    """Use the kernels where they are faster, compiling them into `folder` when first needed; None disables them."""
     global _folder
     _folder = folder
 

@@ -156,7 +156,7 @@ def cpu_torch(page: str, torch: Entry) -> list[Entry]:
 
 
 def write(name: str, heading: str, found: list[Entry], *options: str) -> None:
-    """Write a lock under a line that states its purpose."""
+    """Write a lock file with a heading that states its purpose."""
     lines = [*(f"# {line}" for line in heading.splitlines()), "# Made by `make lock`.", *options]
     body = "".join(str(entry) for entry in sorted(found, key=lambda entry: (entry.name, entry.marker)))
     (ROOT / name).write_text("\n".join(lines) + "\n" + body)

@@ -37,10 +37,10 @@ class Improvement:
         return 0 < self.patience <= self.num_bad_evals
 
     def state(self) -> dict[str, Any]:
-        """Return the state from which `load` continues."""
+        """Return the state for `load`."""
         return {name: value for name, value in asdict(self).items() if name not in ("patience", "min_delta")}
 
     def load(self, state: dict[str, Any]) -> None:
-        """Continue from a `state()`. Raises KeyError if entries are missing."""
+        """Restore a `state()`. Raises KeyError if entries are missing."""
         for name in self.state():
             setattr(self, name, state[name])

@@ -91,7 +91,7 @@ class Trainer:
         self._row_iter, self._row_seconds = 0, 0.0
         self._before_end: dict[str, Any] = {}  # progress before the last row, for continuing the run with more steps
         self._since = 0.0
-        self.inputs: dict[str, str] = {}  # fingerprints of what is trained on, for the checkpoints
+        self.inputs: dict[str, str] = {}  # fingerprints of the training inputs, saved in checkpoints
 
     def add_callback(self, callback: Callback) -> None:
         """Add a callback, to be called after those with higher priority and those of equal priority added before."""
@@ -338,7 +338,7 @@ class Trainer:
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Continue from a `state()`."""
+        """Restore a `state()`."""
         self.strategy.load_model(state["model"])
         self.optimizer.load_state_dict(self.strategy.local(state["optimizer"]))
         self.iter = state["step"]

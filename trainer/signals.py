@@ -30,7 +30,7 @@ class StopSignals:
         self.training = False
 
     def install(self) -> None:
-        """Handle the signals from now on."""
+        """Install the signal handlers."""
         for signum in SIGNALS:
             signal.signal(signum, self._handle)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # the parent process may have blocked them

@@ -1,4 +1,4 @@
-"""The callbacks of a run."""
+"""Assemble the callbacks of a run."""
 
 from __future__ import annotations
 

@@ -169,7 +169,7 @@ class DataConfig(Section):
 
     @property
     def entries(self) -> tuple[str, ...]:
-        """The files, folders and patterns of `file_path`, one or several."""
+        """The entries of `file_path`: files, folders or patterns."""
         return (self.file_path,) if isinstance(self.file_path, str) else self.file_path
 
     @property
@@ -293,7 +293,7 @@ class SystemConfig(Section):
 
 
 class CallbacksConfig(Section):
-    """Further outputs and warnings. Only `custom` may change the training."""
+    """Additional outputs and warnings. Only `custom` may change the training."""
 
     jsonl: bool = Field(False, description="rows of loss.csv as JSON lines in metrics.jsonl too")
     tensorboard: bool = Field(False, description="event files in tensorboard/, where that package is installed")

@@ -44,7 +44,7 @@ def training_text(store: TokenStore, config: DataConfig) -> TrainingText:
 
 
 class Batches:
-    """Batch i as a pure function of (seed, i). Safe to call from several threads."""
+    """Batch i as a pure function of (seed, i). Thread-safe."""
 
     def __init__(self, store: TokenStore, config: DataConfig, batch_size: int, seed: int) -> None:
         """Prepare the sampling. Raises DataError if nothing in the split fills a window."""

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 POLL_SECONDS = 0.1
 QUIET_SECONDS = 2.0  # work that finishes sooner shows no progress
 BACKGROUND_WORKERS = 4  # per job and host; each takes about 150 MB
-EXIT_ENOUGH = 3  # exit code of a worker that found enough others
+EXIT_ENOUGH = 3  # exit code of a worker that is not needed, because enough others are running
 LINE_SECONDS = 15.0  # between two progress lines in a log file
 
 

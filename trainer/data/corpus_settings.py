@@ -22,7 +22,7 @@ def follow_corpus(config: RunConfig) -> RunConfig:
     if not data.test_file and "test_size" not in data.model_fields_set and data.split == "train" and data.file_path:
         try:
             found = tuple(map(str, find_validation(data)))
-        except DataError:  # reported where the files are read
+        except DataError:  # reported later, when the files are read
             found = ()
         if found:
             data = data.model_copy(update={"test_file": found[0] if len(found) == 1 else found})

@@ -148,7 +148,7 @@ def is_json(line: str | bytes) -> bool:
 
 
 def describe_other(head: bytes, name: str) -> str:
-    """Return what a file is that holds no JSON lines, and what to do; "" if it may hold some. head: its first bytes."""
+    """Return what a file without JSON lines is, and what to do; "" if it may contain some. head: its first bytes."""
     places = {"file": name, "quoted": shlex.quote(name)}
     for offset, magic, what, advice in SIGNATURES:
         if head.startswith(magic, offset):

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 TOKENIZER_JSON = "tokenizer.json"
 EMBEDDED = ("sample", "bytes")  # created without a network
-END_OF_TEXT = "<|endoftext|>"  # GPT-2's name for it
+END_OF_TEXT = "<|endoftext|>"  # the token between documents, as in GPT-2
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The verb `warm-cache` (also cache_warm.py): fills the offline cache where there is internet, for jobs without."""
+"""The verb `warm-cache` (also cache_warm.py): fill the offline cache where there is internet, for jobs without it."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ from ablatrix.trainer.rundir.errors import AblatrixError, RunError, UserError
 from ablatrix.trainer.rundir.files import atomic_write, make_folder, personal, remove
 from ablatrix.trainer.rundir.program import program, run_module
 
-OLDER_FILES = ("vocab.json", "merges.txt")  # what byte-level BPEs had before tokenizer.json
+OLDER_FILES = ("vocab.json", "merges.txt")  # files of older byte-level BPEs without a tokenizer.json
 SOURCES = (*TOKENIZER_FILES, *OLDER_FILES)
 
 

@@ -47,7 +47,7 @@ def describe_lost_peer(error: BaseException) -> PeerLostError:
 
 @dataclass(frozen=True)
 class RankInfo:
-    """The rank of this process among those of the run."""
+    """The rank of this process in the run."""
 
     rank: int = 0  # rank among all processes
     world: int = 1  # number of processes of the run

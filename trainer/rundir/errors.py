@@ -36,7 +36,7 @@ class ConfigError(UserError):
 
 
 class DataError(UserError):
-    """The data file cannot be used as it is."""
+    """A data file cannot be used."""
 
 
 class OfflineCacheError(UserError):

@@ -72,7 +72,7 @@ def open_to_append(path: Path) -> BinaryIO:
 
 
 def create(path: Path, content: bytes | str, mode: int = PLAIN) -> None:
-    """Write a new file. Raises OSError, FileExistsError if the name is taken."""
+    """Write a new file. Raises FileExistsError if the name is taken, OSError if it cannot be written."""
     with os.fdopen(open_file(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
         file.write(content.encode() if isinstance(content, str) else content)
 
