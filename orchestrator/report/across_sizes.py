@@ -53,7 +53,7 @@ class Trend:
 
 
 def training_flops(cell: CellResult | None) -> float | None:
-    """Return the training FLOPs of a run of a cell: the trainer's own count, else 6 N D (Kaplan et al. 2020)."""
+    """Return the training FLOPs of one run of a cell: the trainer's own count, else 6 N D (Kaplan et al. 2020)."""
     tokens = cell.average("tokens") if cell else None
     if cell is None or not tokens:
         return None

@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 class Analysis:
     """Everything the pages show. cells: in the study's order, including the reference.
 
-    comparison: how the effects at equal tokens were estimated; margin: effects below it are negligible, as the author
-    says; progress: through the planned looks, None if there are none; ladder: set if the study has a scale axis, in
+    comparison: how the effects at equal tokens were estimated; margin: effects below it are negligible according to the
+    author; progress: through the planned looks, None if there are none; ladder: set if the study has a scale axis, in
     which case this is the analysis of one size; attribution: the effect of all features divided among them, where the
     design identifies it; tuned: the arms of a tuned study, whose cells hold the confirmation runs at each arm's best
     value.

@@ -2,7 +2,7 @@
 
 The Shapley value of a feature is the mean, over all orders in which the features could be switched on, of what it adds
 to those before it (Shapley 1953, Contributions to the Theory of Games II, 307). All values are contrasts of the cell
-means of one least-squares fit, each with the noise of all runs.
+means of one least-squares fit, using the noise of all runs.
 """
 
 from __future__ import annotations

@@ -58,7 +58,7 @@ class Matched:
 
 
 def match(cells: Mapping[str, Sequence[RunRecord]], reference: str, axis: Axis, final: bool = False) -> Matched:
-    """Return the values of usable runs, each at the budget that it and the baseline's run of the same seed have spent.
+    """Return the values of usable runs at the budget spent by both the run and the baseline's run of the same seed.
 
     A run whose seed the baseline lacks is matched with all runs of the baseline. final: use the final value of a run
     whose budget is unknown; by default it has no value.
@@ -83,7 +83,7 @@ def match(cells: Mapping[str, Sequence[RunRecord]], reference: str, axis: Axis, 
 
 
 def _match_run(mine: Spent, others: Sequence[Spent], final: bool) -> tuple[float, float, bool] | None:
-    """Return a run's value at the common budget, the baseline's gap to its final value there, and if both end there."""
+    """Return (value at the common budget, the baseline's value there minus its final one, True if both end there)."""
     known = [b for b in others if b.total is not None]
     if mine.total is None or not known:
         return (mine.final, 0.0, True) if final and others else None

@@ -279,7 +279,7 @@ def curves(drawn: Mapping[str, Figure]) -> list[Block]:
 
 
 def combinations(analysis: Analysis, drawn: Mapping[str, Figure]) -> list[Block]:
-    """Return those of leave-one-out effects, interactions and marginal means that the design has."""
+    """Return leave-one-out effects, interactions and marginal means, if the design has them."""
     found = [drawn[name] for name in ("left_out", "interactions") if name in drawn]
     return [*(block for figure in found for block in (Heading(figure.title), figure)), *marginal_means(analysis)]
 

@@ -1,4 +1,4 @@
-"""Tests whether all cells have the same noise: cells that do not belong in the pool, and outliers among runs."""
+"""Test whether all cells have the same noise; find cells that do not belong in the pool, and outlying runs."""
 
 from __future__ import annotations
 

@@ -78,7 +78,7 @@ def _is_open(cell: CellResult) -> bool:
 
 
 def _is_futile(cell: CellResult, analysis: Analysis, looks: Looks, look: int) -> bool:
-    """True if a cell is unlikely to be decided by the last look; never with a margin: `no effect` may follow."""
+    """True if a cell is unlikely to be decided by the last look; not with a margin: more seeds may show `no effect`."""
     if cell.effect is None or cell.verdict is not Verdict.INCONCLUSIVE or analysis.margin is not None:
         return False
     return conditional_power(cell.effect, looks, look, len(analysis.compared)) < looks.futility

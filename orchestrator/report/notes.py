@@ -103,7 +103,7 @@ def _measures(analysis: Analysis) -> Iterator[str]:
 
 
 def _metrics_output(analysis: Analysis) -> Iterator[str]:
-    """Yield notes on the output of commands that may have been misread."""
+    """Yield notes on command output that may have been misread."""
     runs = analysis.study.runs
     if bad := sum(int(run.number("unreadable_numbers") or 0) for run in runs):
         yield f"{count(bad, 'value')} or lines of the metrics could not be read as numbers and were skipped."

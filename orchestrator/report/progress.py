@@ -15,7 +15,7 @@ class Progress:
     """Which planned looks have ended, and which cells have stopped or continue.
 
     ended: number of looks that have ended; stopped: cell -> number of the look (from 1) after which it stopped; futile:
-    stopped cells that stopped for futility; going_on: cells that the next look includes besides the baseline.
+    those that stopped for futility; going_on: cells that the next look includes besides the baseline.
     """
 
     looks: Looks

@@ -1,4 +1,4 @@
-"""Seeds and cells that came later than planned: what was planned, what was added, and which guarantee still holds.
+"""Seeds and cells added after the original plan: what was planned, what was added, and which guarantee still holds.
 
 If seeds are added after results have been seen and the decision is made again, simultaneous intervals lose their error
 rate. An e-value may be checked at any time: under the null hypothesis, the probability that it ever reaches 1 / alpha

@@ -150,7 +150,7 @@ class CommandConfig:
         return self.keys.metrics.measure if self.keys.metrics else COMMAND
 
     def _number(self, value: float | str | None) -> float | None:
-        """Return a number of `metrics`, which may be a placeholder such as {max_iters}; None if unknown."""
+        """Return a number from `metrics`, which may be a placeholder such as {max_iters}; None if unknown."""
         if not isinstance(value, str):
             return value
         try:

@@ -196,7 +196,7 @@ def count_main_effects(experiment: Experiment) -> int:
 
 
 def design_problems(loaded: Loaded) -> Iterator[str]:
-    """Yield each problem with its place."""
+    """Yield each problem, prefixed with its location."""
     yield from _words(loaded)
     yield from _members(loaded)
     yield from _names(loaded)

@@ -84,7 +84,7 @@ def value_problems(data: dict[str, Any], tree: Tree, forced: Collection[str]) ->
 
 
 def block_problems(data: dict[str, Any], tree: Tree, example: str, problem_of: Callable[[str, Any], str]) -> list[str]:
-    """Return what is wrong with base, scale and features, each with its place.
+    """Return what is wrong with base, scale and features, prefixed with locations.
 
     problem_of: returns what is wrong with a setting, '' if nothing is.
     """

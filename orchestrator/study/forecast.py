@@ -38,7 +38,7 @@ class Noise:
 class Forecast:
     """What a design can show. smallest: effect shown with `power`; needed: seeds for the goal, None if over 200.
 
-    cells: per size, of which there are `sizes`; cells are compared within a size. main_effects: how many the report
+    cells: number at each of `sizes` sizes, within which they are compared. main_effects: how many the report
     tests, 0 if it compares cells with the baseline.
     """
 

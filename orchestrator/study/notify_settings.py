@@ -1,4 +1,4 @@
-"""The `notify:` section of an experiment file: where messages go, and about what.
+"""The `notify:` section of an experiment file: where to send messages, and about what.
 
 The URL of a webhook is a secret, so the file names a shell variable that contains it.
 """

@@ -18,7 +18,7 @@ PER_PARAMETER = "tokens_per_parameter"
 
 
 def problems(loaded: Loaded) -> Iterator[str]:
-    """Yield each problem with its place."""
+    """Yield each problem, prefixed with its location."""
     experiment, scale = loaded.experiment, loaded.experiment.scale
     if scale is None:
         return

@@ -51,7 +51,7 @@ class Screen:
 
     @cached_property
     def chains(self) -> tuple[tuple[tuple[int, int], ...], ...]:
-        """Return groups of pairs of features of which only the sum can be estimated.
+        """Return the groups of feature pairs in which only the sum of the pairs can be estimated.
 
         Pairs aliased with a main effect are left out; () for a Plackett-Burman design.
         """
