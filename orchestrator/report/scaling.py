@@ -98,8 +98,8 @@ class Line:
 def fit_line(points: Sequence[Point]) -> Line | None:
     """Fit the line, with weights 1 / error^2; None without two sizes that differ in compute.
 
-    If the effects scatter around the line more than their errors explain, the covariance is multiplied by chi^2 /
-    (sizes - 2), which gives the bands of ordinary weighted least squares (Birge 1932).
+    If the effects scatter around the line more than their errors explain, the covariance is multiplied by
+    chi^2 / (sizes - 2), which gives the bands of ordinary weighted least squares (Birge 1932).
     """
     if len({point.compute for point in points}) < 2 or any(point.error <= 0 for point in points):
         return None

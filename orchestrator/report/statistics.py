@@ -63,8 +63,8 @@ class Effect:
     def with_intervals(self, error: float, df: float, critical: float, p_joint: float, alpha: float) -> Effect:
         """Return the effect with its intervals and p values.
 
-        error: standard error with `df` degrees of freedom; critical: half-width of the simultaneous interval of 1 -
-        alpha, in standard errors.
+        error: standard error with `df` degrees of freedom; critical: half-width of the simultaneous interval of
+        1 - alpha, in standard errors.
         """
         low, high, p = student(self.mean, error, df)
         joint = critical * error

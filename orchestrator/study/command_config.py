@@ -164,5 +164,5 @@ def _whole(value: float | None) -> int | None:
 
 
 def _placed(path: str, values: dict[str, str], folder: Path) -> str:
-    """Return a path with its placeholders filled; a relative one is in the run's folder."""
+    """Return a path with its placeholders filled; a relative path is in the run's folder."""
     return str(folder / expand_path(command_template.fill(path, values)))

@@ -55,7 +55,7 @@ def compare_designs(levels: Sequence[int], seeds: int, runs: int, hours_per_run:
 
 
 def _designs(levels: Sequence[int]) -> Iterator[tuple[str, int, float, str]]:
-    """Yield the name of each design, its cells, the cells that have a feature at one level, and what it shows."""
+    """Yield (name, number of cells, cells with a feature at one level, what it shows) for each design."""
     count = len(levels)
     yield "baseline, one_at_a_time", 1 + sum(levels), 1, "each feature alone"
     if count > 2:

@@ -89,7 +89,7 @@ def _plackett_burman(groups: Groups, number: int | None) -> Iterator[tuple[str, 
 
 
 def is_aa(cell: str, features: Sequence[str]) -> bool:
-    """True for the cell of the A/A check, also at a size or at a value of a tuned setting."""
+    """True for the cell of the A/A check, including at a size or at a value of a tuned setting."""
     return cell.partition(SEPARATOR)[0] == AA and not features
 
 

@@ -54,7 +54,7 @@ SECTIONS = ("base", "features", "cells", "scale", "slurm", "experiment_info", "e
 
 
 def safe_name(name: str) -> str:
-    """Return a name that is safe as a folder and in a job script. Raise ValueError for any other."""
+    """Return a name that is safe for a folder and in a job script. Raise ValueError for any other."""
     if not NAME.fullmatch(name):
         raise ValueError("a name has letters, digits and . _ + - only, starts with a letter or digit, at most 80 long")
     return name

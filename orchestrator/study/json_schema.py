@@ -1,7 +1,7 @@
 """The JSON schema of experiment files, for completion, descriptions and misspelled keys in editors.
 
-Editors with yaml-language-server (such as VS Code with its YAML extension) find it through the first line of a file, `#
-yaml-language-server: $schema=schema.json`. They read draft 7.
+Editors with yaml-language-server (such as VS Code with its YAML extension) find it through the first line of a file,
+`# yaml-language-server: $schema=schema.json`. They read draft 7.
 """
 
 from __future__ import annotations

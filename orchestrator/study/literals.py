@@ -1,4 +1,4 @@
-"""Numbers and switches that keep their spelling in the experiment file, such as `1e-4`, `007` and `True`.
+"""Numbers and booleans that keep their spelling in the experiment file, such as `1e-4`, `007` and `True`.
 
 YAML determines the type of an unquoted word before its field is known. Where a string is expected, `007` and `1.10` are
 strings, and a command receives numbers as they are written.

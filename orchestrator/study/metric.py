@@ -42,7 +42,7 @@ class Measure:
 
     @property
     def is_nll(self) -> bool:
-        """True if exp() of it is a perplexity."""
+        """True if exp() of a value is a perplexity."""
         return self.unit == NATS
 
     @property

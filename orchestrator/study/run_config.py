@@ -43,7 +43,7 @@ class Config(Protocol):
         """Return the content of config.json, without the run's folder."""
 
     def flat(self, folder: Path | None = None) -> dict[str, Any]:
-        """Return dotted key -> value, in order. folder: the run's, if known."""
+        """Return dotted key -> value, in order. folder: the run's folder, if known."""
 
     @property
     def about(self) -> dict[str, str]:

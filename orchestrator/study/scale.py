@@ -91,7 +91,7 @@ OWN_KEYS = tuple(Scale.model_fields)
 
 
 def _label(key: str, value: Any) -> str:
-    """Return `gpt-nano` for a string and `n_embd48` for any other value."""
+    """Return the label of a value: `gpt-nano` for a string, `n_embd48` for any other value."""
     text = text_of(value) if isinstance(value, bool | int | float) else str(value)
     name = text if isinstance(value, str) else key.rpartition(".")[2] + text
     return re.sub(r"[^A-Za-z0-9._+-]+", "-", name).strip("-._+")[:40] or "size"
