@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-MARGIN = 0.2  # of the first value; less is noise, or overfitting
+MARGIN = 0.2  # fraction of the first value; a smaller change is noise or overfitting
 RULE = (
     f"a final value is not finite, or every recorded measure ended more than {MARGIN:.0%} worse than its own first "
     "value"

@@ -332,7 +332,7 @@ def costs(analysis: Analysis) -> list[Block]:
 
 
 def repeat(analysis: Analysis) -> list[Block]:
-    """Return a command per run that repeats it, and a table of all runs."""
+    """Return a command to repeat each run, and a table of all runs."""
     study = analysis.whole
     if len(study.runs) > MOST_LISTED:
         return [

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ablatrix.orchestrator.report.contrasts import Contrast
     from ablatrix.orchestrator.report.figure_data import Figure
 
-MANY = 30  # domains; a longer table is folded away
+MANY = 30  # domains; a longer table is folded
 STARRED = "* significant after correction across the table."
 HEAD = ["cell", "bits per byte", "effect", "SE over seeds", "SE over documents", "SE combined", "95% interval"]
 

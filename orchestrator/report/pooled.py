@@ -1,8 +1,8 @@
 """Least squares of value ~ cell + seed over all runs: one estimate of the noise for all comparisons.
 
 With k cells of n seeds each, the residuals of the additive model have (k - 1)(n - 1) degrees of freedom, instead of
-n - 1 for each paired t test; a missing run costs one of them instead of a whole pair (Montgomery, Design and Analysis of
-Experiments, chapter 4). The seeds are eliminated from the normal equations, so thousands of cells are cheap.
+n - 1 for each paired t test; a missing run costs one of them instead of a whole pair (Montgomery, Design and Analysis
+of Experiments, chapter 4). The seeds are eliminated from the normal equations, so thousands of cells are cheap.
 """
 
 from __future__ import annotations
