@@ -21,7 +21,7 @@ PICTURE = "planned_schedules"
 MOST = 24  # schedules in the plot
 POINTS = 600  # per curve, plus the corners between its phases
 QUARTERS = (0.25, 0.5, 0.75)
-TOGETHER = 4  # lines in one panel; more hide each other
+TOGETHER = 4  # lines in one panel; more would hide each other
 FAR_APART = 10  # if the largest peak exceeds the smallest by this factor, rates are drawn relative to their own peak
 
 

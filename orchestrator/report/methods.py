@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ablatrix.orchestrator.report.collect import RunRecord
 
 NAMED = 10  # runs listed by name
-COARSE = 1e-6  # resolution of values from which on it is worth a sentence
+COARSE = 1e-6  # a coarser resolution of values is worth a sentence
 SAMPLINGS = {
     "packed": ", in blocks packed with whole documents by best fit",
     "stream": ", in random windows of all documents in a row",

@@ -1,4 +1,4 @@
-"""Colors, markers and ticks of all figures, and names short enough for them."""
+"""Colors, markers and ticks of all figures."""
 
 from __future__ import annotations
 

@@ -185,7 +185,7 @@ def fit_loss(compute: Sequence[float], loss: Sequence[float], errors: Sequence[f
 
 @dataclass(frozen=True)
 class Gain:
-    """Compute that the baseline needs to reach a cell's loss over the cell's own; above 1, the cell saves compute.
+    """Compute that the baseline needs for a cell's loss, divided by the cell's own; above 1, the cell saves compute.
 
     low, high: from the 95% interval of the effect. Values are inf where the baseline would need more than 10 times the
     largest compute, which is not predicted. extrapolated: that compute is outside the baseline's measured sizes.

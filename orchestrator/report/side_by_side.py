@@ -84,7 +84,7 @@ def headline(analyses: Sequence[Analysis]) -> str:
 
 
 def _without(name: str, studies: Sequence[str]) -> str:
-    """Return the name of a difference, without naming the two studies if there are only two."""
+    """Return the name of a difference, leaving out the studies if there are only two."""
     return name.removesuffix(f" · {studies[1]} − {studies[0]}") if len(studies) == 2 else name
 
 
