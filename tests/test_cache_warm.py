@@ -176,7 +176,7 @@ def test_faults_of_the_hub(hub: HubServer, tmp_path: Path, fault: str | int, mes
     ("arguments", "message", "asks"),
     [
         (["--tokenizer", "owner/nothing"], "owner/nothing: no such repository at http://127", True),
-        (["--tokenizer", "owner/other"], "owner/other: has no vocab.json with merges.txt and no tokenizer.json", True),
+        (["--tokenizer", "owner/other"], "owner/other: no files of a fast tokenizer", True),
         (["--revision", "v2"], "no such revision", True),
         (["--tokenizer", "../x"], "'../x' is not a tokenizer's name", False),
         (["--data", "owner/texts:"], "write REPO:FILE", False),

@@ -34,7 +34,7 @@ def problems(loaded: Loaded) -> Iterator[str]:
     if experiment.command is None:
         for key in OWN_KEYS:
             if (key,) in loaded.tree.where:
-                yield f"{loaded.at(key)}{key}: means nothing without `command:`"
+                yield f"{loaded.at(key)}{key}: only valid with `command:`"
         return
     found = [f"{loaded.at(place)}{place}: {problem}" for place, problem in _text_problems(experiment)]
     yield from found
@@ -107,7 +107,7 @@ def _unreached(loaded: Loaded) -> Iterator[str]:
     if style == "in-process":
         return
     if style == "config-file" and not _named(parts, "command", "config_file"):
-        yield f"{loaded.at('command')}command: lacks {{config_file}}, which `flags: config-file` writes"
+        yield f"{loaded.at('command')}command: no {{config_file}}, which `flags: config-file` writes"
         return
     for line in ("command", "resume_command"):
         if not parts[line] or style == "config-file" or _named(parts, line, command_template.FLAGS):
@@ -116,7 +116,7 @@ def _unreached(loaded: Loaded) -> Iterator[str]:
         for path, key, _ in _settings(loaded):
             if not _named(parts, line, key):
                 yield (
-                    f"{loaded.at(*path)}{'.'.join(path)}: never reaches the command: put {{{key}}} or {{flags}} into "
+                    f"{loaded.at(*path)}{'.'.join(path)}: not passed to the command; put {{{key}}} or {{flags}} into "
                     f"`{line}`{consequence}"
                 )
 
@@ -147,7 +147,8 @@ def _unseeded(loaded: Loaded) -> Iterator[str]:
     if experiment.flags.style == "in-process" or not several:
         return
     if not _named(_parts(experiment), "command", "seed"):
-        yield f"{loaded.at('seeds')}seeds: never reach the command, so all runs of a cell would be the same: put " + (
+        yield (
+            f"{loaded.at('seeds')}seeds: not passed to the command, so all runs of a cell would be identical; put "
             "{seed} into `command`, or give one seed"
         )
 
@@ -169,11 +170,11 @@ def _key_problems(loaded: Loaded) -> Iterator[str]:
                 "and let the command itself start its processes (torchrun)"
             )
     if metrics and metrics.path == command.HELPER_METRICS and experiment.flags.style != "in-process":
-        yield f"{loaded.at('metrics')}metrics: name one source: csv, jsonl, regex, tensorboard or wandb"
+        yield f"{loaded.at('metrics')}metrics: give one source: csv, jsonl, regex, tensorboard or wandb"
     if metrics is None and experiment.flags.style != "in-process":
         yield (
             f"{loaded.at('command')}metrics: missing; say where the losses are (csv, jsonl, or regex over the output), "
             "or set `flags: in-process` for a script that uses ablatrix_run"
         )
     if experiment.checkpoint and not experiment.resume_command:
-        yield f"{loaded.at('checkpoint')}checkpoint: means nothing without `resume_command:`"
+        yield f"{loaded.at('checkpoint')}checkpoint: only valid with `resume_command:`"

@@ -25,7 +25,7 @@ class Flags(BaseModel):
     style: Style = "--a.b=c"
     booleans: Literal["value", "switch", "no-prefix"] = Field(
         "value",
-        description="value: --x=True; switch: --x or nothing (store_true); no-prefix: --x or --no-x; null: left out",
+        description="value: --x=True; switch: --x or nothing (store_true); no-prefix: --x or --no-x; null: omitted",
     )
     lists: Literal["value", "words", "repeat"] | None = Field(
         None,
@@ -46,7 +46,7 @@ class Flags(BaseModel):
     def _has_flags(self) -> Flags:
         for name, value, default in (("booleans", self.booleans, "value"), ("lists", self.lists, None)):
             if value != default and not self.style.startswith("--"):
-                raise ValueError(f"`{name}: {value}` means nothing with `style: {self.style}`")
+                raise ValueError(f"`{name}: {value}` has no effect with `style: {self.style}`")
         return self
 
 
@@ -111,9 +111,9 @@ def flag_problem(key: str, value: Any, flags: Flags) -> str:
         return ""
     if flags.style == HYDRA:
         if not hydra_overrides.is_writable(value):
-            return "Hydra takes mappings only with keys of letters, digits, _ and -"
+            return "Hydra only accepts mappings whose keys have letters, digits, _ and -"
         known = hydra_overrides.is_key(key)
-        return "" if known else "Hydra takes no such key; a key has ASCII letters, digits and . _ / - @"
+        return "" if known else "not a key for Hydra; keys have ASCII letters, digits and . _ / - @"
     items = value if isinstance(value, list) else [value]
     if any(isinstance(item, dict) for item in items):
         return "a mapping cannot be a flag; use `flags: config-file`, or `flags: a.b=c` for Hydra"

@@ -20,9 +20,9 @@ RESERVED = ("ABLATRIX_", "SLURM_")  # prefixes of variables that are set per run
 
 def _variable(name: str) -> str:
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
-        raise ValueError("is not the name of an environment variable")
+        raise ValueError("not the name of an environment variable")
     if name.startswith(RESERVED):
-        raise ValueError("is set by Ablatrix or Slurm itself")
+        raise ValueError("set by Ablatrix or Slurm itself")
     return name
 
 
@@ -46,7 +46,7 @@ def _pattern(pattern: str) -> str:
     except re.error as error:
         raise ValueError(f"not a regular expression: {error}") from None
     if "iter" not in compiled.groupindex:
-        raise ValueError("needs the step as a named group: (?P<iter>\\d+)")
+        raise ValueError("no named group for the step:  (?P<iter>\\d+)")
     return pattern
 
 
@@ -64,7 +64,7 @@ def _measure_name(name: str) -> str:
     if not re.fullmatch(r"[A-Za-z_][\w./@ -]{0,79}", name):
         raise ValueError("must be one column of the source, such as val_acc")
     if name in COUNTED:
-        raise ValueError("does not measure quality; name a loss, an accuracy or the like")
+        raise ValueError("not a measure of quality; choose a loss, an accuracy or the like")
     return name
 
 
@@ -89,16 +89,16 @@ class Metrics(Part):
     steps: Annotated[int, Field(ge=1), BeforeValidator(whole_number)] | str | None = Field(
         None, description="steps of a run: {max_iters}, or a number"
     )
-    tokens_per_step: Annotated[float, Field(gt=0)] | str | None = Field(None, description="to compare at equal tokens")
+    tokens_per_step: Annotated[float, Field(gt=0)] | str | None = Field(None, description="tokens per step")
     compare: Annotated[Text, AfterValidator(_measure_name)] | None = Field(
-        None, description="what the report compares: a column or key of the source; default: val_loss, else loss"
+        None, description="measure to compare: a column or key of the source; default: val_loss, else loss"
     )
-    higher_is_better: bool | None = Field(None, description="of the compared values; default: false")
+    higher_is_better: bool | None = Field(None, description="true if larger values are better; default: false")
     name: Annotated[Text, Field(min_length=1, max_length=60)] | None = Field(
-        None, description="what the report calls the compared values, such as accuracy or MSE"
+        None, description="name of the measure in the report, such as accuracy or MSE"
     )
     unit: Annotated[Text, Field(max_length=30)] = Field(
-        "", description="of the compared values, such as nats per token"
+        "", description="unit of the compared values, such as nats per token"
     )
 
     @model_validator(mode="after")
@@ -110,11 +110,11 @@ class Metrics(Part):
         for name in (*self.columns, *self._groups()):
             if name not in known:
                 raise ValueError(
-                    f"no column {name!r}{nearest(name, known)}; columns: {', '.join(known)}; to compare by another "
-                    f"value, name it: `compare: {name}`"
+                    f"no column {name!r}{nearest(name, known)}; columns: {', '.join(known)}; to compare a "
+                    f"different value, give it: `compare: {name}`"
                 )
         if self.regex and self.compare and self.compare not in (*self._groups(), "loss", "val_loss"):
-            raise ValueError(f"no pattern has the group `compare` names: (?P<{self.compare}>...)")
+            raise ValueError(f"no pattern has the group named by `compare`: (?P<{self.compare}>...)")
         if self.regex and self.columns:
             raise ValueError("the names of the groups of `regex` are the columns; leave `columns` out")
         if not self.regex and self.file != "job.out":
@@ -127,7 +127,7 @@ class Metrics(Part):
         for name in (column, self.columns.get(column, ""), self.name or ""):
             word = next((w for w in re.split(r"[^a-z0-9]+", name.lower()) if w in HIGHER), None)
             if word and self.higher_is_better is None:
-                raise ValueError(f"{name}: say `higher_is_better: true`, or false if less of it is better")
+                raise ValueError(f"{name}: set `higher_is_better: true`, or false if lower is better")
         return self
 
     @property
@@ -170,8 +170,8 @@ def _as_flags(value: Any) -> Any:
 class CommandKeys(Part):
     """The keys of an experiment whose runs start a command. Without `command`, the other keys have no meaning."""
 
-    command: Command | None = Field(None, description="what a run starts instead of our trainer")
-    resume_command: Command | None = Field(None, description="what continues an interrupted run")
+    command: Command | None = Field(None, description="command that a run starts instead of the built-in trainer")
+    resume_command: Command | None = Field(None, description="command that continues an interrupted run")
     checkpoint: Text | None = Field(
         None, min_length=1, description="a file; resume_command is used only once it exists"
     )

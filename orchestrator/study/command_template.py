@@ -30,12 +30,12 @@ def split(command: str) -> list[str]:
     try:
         words = shlex.split(_QUOTED.sub(_join_lines, command))
     except ValueError as error:
-        raise ValueError(f"cannot be split into words: {error}") from None
+        raise ValueError(f"invalid shell quoting:  {error}") from None
     if not words:
-        raise ValueError("names no program")
+        raise ValueError("no program given")
     operator = next((word for word in words if _OPERATORS.fullmatch(word)), None)
     if operator:
-        raise ValueError(f"is not read by a shell, so {operator!r} means nothing; put it into a script")
+        raise ValueError(f"no shell reads it, so {operator!r} has no effect; put it into a script")
     if _ASSIGNMENT.match(words[0]):
         raise ValueError(f"{words[0].partition('=')[0]}=... before the program: give it under `env:`")
     return words
@@ -55,7 +55,7 @@ def placeholders(word: str) -> list[str]:
         if not _NAME.fullmatch(name):
             raise ValueError(f"{{{name}}} is not a placeholder; write a literal brace as {{{{ or }}}}")
     if re.search(r"[{}]", _PLACEHOLDER.sub("", word)):
-        raise ValueError(f"{word!r}: a brace without its partner; write a literal one as {{{{ or }}}}")
+        raise ValueError(f"{word!r}: unmatched brace; write a literal one as {{{{ or }}}}")
     return found
 
 
@@ -157,17 +157,17 @@ def value_problem(value: Any) -> str:
     if isinstance(value, dict):
         return next(filter(None, (value_problem(item) for pair in value.items() for item in pair)), "")
     if not isinstance(value, str | int | float | bool | None):
-        return f"must be a text, a number, true, false, null or a list of those, got {value!r}"
+        return f"must be a string, a number, true, false, null or a list of those, got {value!r}"
     if not isinstance(value, str):
         return ""
     if "\0" in value:
-        return "has a NUL character, which cannot be passed to a program"
+        return "NUL characters cannot be passed to a program"
     too_long = len(value.encode(errors="replace")) > LONGEST_WORD - 1000
-    return f"is longer than {LONGEST_WORD} bytes; pass it in a file" if too_long else ""
+    return f"longer than {LONGEST_WORD} bytes; pass it in a file" if too_long else ""
 
 
 def key_problem(key: str) -> str:
     """Return why a name cannot be a setting; '' if it can."""
     if key in (*PLACES, FLAGS):
         return f"{{{key}}} is defined for every run; choose another name"
-    return "" if _NAME.fullmatch(key) else "a setting's name has letters, digits and _ . + ~ / @ - only"
+    return "" if _NAME.fullmatch(key) else "setting names consist of letters, digits and _ . + ~ / @ -"

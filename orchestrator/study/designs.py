@@ -313,9 +313,9 @@ def _names(loaded: Loaded) -> Iterator[str]:
             yield f"{loaded.at(*level.path)}{'.'.join(level.path)}: {level.path[-1]!r} is not a safe name"
     for name in ("baseline", "all_on", *([AA] if AA in experiment.design else [])):
         if name in (*known, *experiment.cells):
-            yield f"{loaded.at('features', name)}{name}: is what designs call a cell; choose another name"
+            yield f"{loaded.at('features', name)}{name}: reserved for a cell of the designs; choose another name"
     for name, other in _differing_in_case([*experiment.features, *experiment.cells, *known]):
-        yield f"{loaded.at('features')}features: {name} and {other} differ in case only; rename one"
+        yield f"{loaded.at('features')}features: {name} and {other} differ only in case; rename one"
     if len(set(known)) < len(known):
         yield f"{loaded.at('features')}features: a level and a feature have the same name"
 
@@ -333,7 +333,7 @@ def _tuned(loaded: Loaded) -> Iterator[str]:
     for level in experiment.all_levels():
         if setting in level.overrides:
             yield (
-                f"{loaded.at(*level.path, setting)}{level.label}: sets {setting}, which `tune` varies in every cell; "
+                f"{loaded.at(*level.path, setting)}{level.label} sets {setting}, which `tune` varies in every cell; "
                 "leave it out of the feature, or out of `tune`"
             )
 

@@ -56,7 +56,7 @@ SECTIONS = ("base", "features", "cells", "scale", "slurm", "experiment_info", "e
 def safe_name(name: str) -> str:
     """Return a name that is safe for a folder and in a job script. Raise ValueError for any other."""
     if not NAME.fullmatch(name):
-        raise ValueError("a name has letters, digits and . _ + - only, starts with a letter or digit, at most 80 long")
+        raise ValueError("names have up to 80 letters, digits and . _ + -, and start with a letter or digit")
     return name
 
 
@@ -67,7 +67,7 @@ def usable_path(path: str) -> str:
     """Return a folder's path, expanded. Raise ValueError if it has control characters or looks like an option."""
     path = expand_path(path)
     if not path.isprintable():
-        raise ValueError("a path cannot have control characters")
+        raise ValueError("paths cannot contain control characters")
     if os.path.normpath(path).startswith("-"):
         raise ValueError("a path that begins with - would be taken for an option")
     return path
@@ -117,7 +117,7 @@ class Goal(Strict):
     """What the study should show; if `seeds` is missing, the goal determines them."""
 
     effect: float = Field(gt=0, description="smallest effect of interest, in the unit of the measure")
-    power: float = Field(0.8, gt=0.05, lt=1, description="probability that an effect of this size is shown")
+    power: float = Field(0.8, gt=0.05, lt=1, description="probability of detecting an effect of this size")
 
 
 class Experiment(CommandKeys, Strict):
@@ -136,13 +136,13 @@ class Experiment(CommandKeys, Strict):
         None, description="the effect to show and its power; sets the seeds if `seeds` is missing"
     )
     tune: TuneField = Field(
-        None, description="a setting and its values: each cell is compared at its best one; `seeds` of these runs"
+        None, description="a setting and its values: each cell is compared at its best; `seeds`: of these runs"
     )
     noise: float | None = Field(
         None, gt=0, description="standard deviation of the final value between seeds, for the forecast of `plan`"
     )
     margin: float | None = Field(
-        None, gt=0, description="effect on the final value below which a feature does not matter, decided beforehand"
+        None, gt=0, description="effect on the final value below which a feature does not matter, set in advance"
     )
     budget: float | None = Field(None, gt=0, description="GPU-hours that submit may not exceed without --over-budget")
     launcher: Literal["auto", "local", "submitit", "sbatch"] = "auto"

@@ -64,7 +64,7 @@ def checked(entry: str) -> str:
     if not _PATTERN.fullmatch(entry):
         raise ValueError("must be the name of a variable of your shell, or its beginning and a star (`MYLAB_*`)")
     if entry.upper() in _KEYWORDS or entry.startswith(("SLURM_", "SBATCH_", "SRUN_")):
-        raise ValueError("is Slurm's own and cannot be passed to jobs")
+        raise ValueError("reserved for Slurm, cannot be passed to jobs")
     return entry
 
 

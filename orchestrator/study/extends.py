@@ -53,7 +53,7 @@ class Reader:
         identity = Source(source.path.resolve(), source.config)
         if identity in chain:
             cycle = " -> ".join(_short(link) for link in (*chain[chain.index(identity) :], identity))
-            raise UserError(f"{source}: extends itself: {cycle}")
+            raise UserError(f"{source} extends itself: {cycle}")
         if identity in self._merged:
             return self._merged[identity]
         chain = (*chain, identity)
@@ -116,7 +116,7 @@ def configs_of(whole: Tree) -> list[str]:
                 "one study are `features`"
             )
         if body and CONFIGS in body:
-            raise UserError(f"{where}cannot hold configs itself; give them side by side, and `extends: {name}`")
+            raise UserError(f"{where}configs cannot be nested; list them side by side, with `extends: {name}`")
     return list(configs)
 
 

@@ -97,7 +97,7 @@ def block_problems(data: dict[str, Any], tree: Tree, example: str, problem_of: C
             problems.append(f"{where}must be settings such as `{example}`, found {show(settings)}")
             continue
         if path[0] == "features" and not settings:
-            problems.append(f"{where}overrides nothing; name what the feature switches on")
+            problems.append(f"{where}no overrides; give the settings that the feature changes")
         for key, value in settings.items():
             problem = _list_problem(key, value, problem_of) if path == ("scale",) else problem_of(key, value)
             if problem:

@@ -66,7 +66,7 @@ class Variables:
             )
             raise UserError(f"${{{name}}}: no such variable under vars (known: {known}){hint}")
         if name in self._open:
-            raise UserError(f"vars.{name}: refers to itself: {' -> '.join([*self._open, name])}")
+            raise UserError(f"vars.{name} refers to itself: {' -> '.join([*self._open, name])}")
         if name not in self._known:
             self._open.append(name)
             try:
@@ -90,7 +90,7 @@ class Variables:
         if whole:
             return self._evaluate(whole[1])
         if "${" in _PATTERN.sub("", value):
-            raise UserError(f"{value!r}: `${{` without its `}}`")
+            raise UserError(f"{value!r}: `${{` without a closing `}}`")
         return _PATTERN.sub(lambda match: self._within_text(match[1].strip()), value)
 
     def _within_text(self, expression: str) -> str:
@@ -103,7 +103,7 @@ class Variables:
         if reference:
             return self._within_text(reference[1].strip())
         if isinstance(value, dict | list):
-            raise UserError(f"${{{expression}}}: a {'list' if isinstance(value, list) else 'mapping'} within a text")
+            raise UserError(f"${{{expression}}}: a {'list' if isinstance(value, list) else 'mapping'} within a string")
         return "" if value is None else text_of(value)
 
     def _evaluate(self, expression: str) -> Any:
@@ -209,7 +209,7 @@ def refuse_foreign(expression: str) -> None:
     if expression.startswith(".") or re.fullmatch(r"(?!vars\.)[A-Za-z]\w*(\.[A-Za-z]\w*)+", expression):
         name = expression.rpartition(".")[2]
         raise UserError(
-            f"{shown}: settings cannot be referred to, variables can: put `{name}: ...` under vars and write "
+            f"{shown}: only variables can be referenced; put `{name}: ...` under vars and write "
             f"${{{name}}} in both places"
         )
     resolver = re.match(r"([A-Za-z_][\w.]*):(?!=)", expression)

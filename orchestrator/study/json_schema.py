@@ -24,21 +24,21 @@ MODELINE = re.compile(r"#\s*yaml-language-server:\s*\$schema=(\S+)\s*")
 EXPRESSION = {"type": "string", "pattern": r"\$\{[^{}]*\}", "description": "${variable}, ${env:NAME,default}, ${a * 2}"}
 TEXTS = {
     "name": "the study's name, and its folder's under `output`",
-    "experiment_info": "what the experiment is about, for people: goes into every run's log and into the report",
+    "experiment_info": "a description for readers, shown in every run's log and in the report",
     "extends": "files (`base.yaml`, `sizes.yaml#large`) or configs of this file that this one overrides",
     "vars": "variables for ${...}",
     "configs": "variants in this file, each over its top level: submit FILE#NAME",
     "base": "overrides of the trainer's defaults, in every run; nested or dotted",
-    "features": "name -> what switching it on overrides, or `levels`, of which one is on",
+    "features": "name -> overrides of the feature, or `levels`, one of which is on",
     "design": "which cells there are: " + ", ".join(DESIGNS),
     "cells": "named combinations of features",
     "scale": "sizes at which every cell is trained: settings with one value per size, from small to large",
     "seeds": "a list, n for 1..n, or planned looks: {start: 3, up_to: 8}",
-    "launcher": "auto: Slurm where sbatch is, else this machine",
+    "launcher": "auto: Slurm if there is sbatch, else this machine",
     "slurm": "resources of one job",
     "output": "folder of all studies",
     "env": "environment variables of the command",
-    "flags": "how settings become words of the command, where it says {flags}",
+    "flags": "how settings become arguments of the command, in place of {flags}",
     "metrics": "where the command's losses are found",
 }
 

@@ -64,7 +64,7 @@ def _ask_for_config(source: Source) -> None:
     if configs:
         choices = ", ".join(f"{source.path}#{name}" for name in configs)
         raise UserError(
-            f"{source.path}: has several configs, each a study of its own; choose one: {choices} (variants to compare "
+            f"{source.path}: several configs, each a study of its own; choose one: {choices} (variants to compare "
             "within one study are `features`)"
         )
 
@@ -116,7 +116,7 @@ def _suggest(path: KeyPath, value: Any) -> str:
     model = field_errors.model_at(Experiment, path[:-1])
     known = list(model.model_fields) if model and model is not Experiment else list(TOP_LEVEL)
     if path[0][0] in "._":
-        return f"; a key that only holds anchors begins with x-: x-{'.'.join(path).lstrip('._')}"
+        return f"; keys that only hold anchors start with x-: x-{'.'.join(path).lstrip('._')}"
     hint = (find_place(key, known) if path[0] == "slurm" else "") or nearest(key, known)
     if hint:
         return hint

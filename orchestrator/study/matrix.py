@@ -71,7 +71,7 @@ def runs(loaded: Loaded, vocabulary: Vocabulary, follow_corpus: FollowCorpus = w
     planned = [(size, expansion.at_size(size, designed)) for size in sizes]
     problems = expansion.problems or scale_checks.order_problems(loaded, [(s, found[0].config) for s, found in planned])
     if not designed and not problems:
-        problems = [f"{loaded.at('design')}design: gives no run; add baseline, one_at_a_time or features"]
+        problems = [f"{loaded.at('design')}design: no runs; add baseline, one_at_a_time or features"]
     if problems:
         raise ConfigError(problems)
     try:  # at the smallest size, where the noise is largest
@@ -246,9 +246,9 @@ def _same_cells(loaded: Loaded, planned: Sequence[_Planned]) -> list[str]:
         where = loaded.at("features", cell.features[0] if cell.features else "")
         settings = ", ".join(f"{key}: {spell(value)}" for key, value in overrides.items())
         if other.features:
-            problems.append(f"{where}cell {cell.name}: is the same configuration as cell {other.name} ({settings})")
+            problems.append(f"{where}cell {cell.name} is the same configuration as cell {other.name} ({settings})")
         else:
-            why = ", ".join(f"--set {key} wins over it" for key in overrides if key in loaded.forced)
+            why = ", ".join(f"--set {key} overrides it" for key in overrides if key in loaded.forced)
             why = why or f"base and defaults already say {settings}"
-            problems.append(f"{where}cell {cell.name}: changes nothing: {why}")
+            problems.append(f"{where}cell {cell.name} changes nothing: {why}")
     return problems

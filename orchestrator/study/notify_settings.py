@@ -24,10 +24,10 @@ def _as_variable(text: str) -> str:
     """Return `$NAME`. Raise ValueError for a URL itself, or for a variable that the runs would receive too."""
     found = _VARIABLE.fullmatch(text)
     if not found:
-        raise ValueError("name a variable of your shell that holds the address, as in `webhook: $ABLATRIX_WEBHOOK`")
+        raise ValueError("give the shell variable that holds the address, as in `webhook: $ABLATRIX_WEBHOOK`")
     name = exported_env.checked(found[1])
     if exported_env.is_allowed(name):
-        raise ValueError(f"{name} is passed to every run; call the variable ABLATRIX_WEBHOOK")
+        raise ValueError(f"{name} is passed to every run; rename the variable to ABLATRIX_WEBHOOK")
     return f"${name}"
 
 
@@ -48,14 +48,14 @@ class Notify(BaseModel):
     kind: Kind | None = Field(None, description="format of the webhook; default: inferred from its host, else json")
     mail: Annotated[Text, AfterValidator(_as_address)] | None = Field(None, description="address to send mail to")
     mail_by: Literal["sendmail", "slurm"] = Field("sendmail", description="the program that sends the mail")
-    events: list[Event] = Field(list(EVENTS), min_length=1, description="what to send messages about")
+    events: list[Event] = Field(list(EVENTS), min_length=1, description="events to send messages about")
 
     @model_validator(mode="after")
     def _require_receiver(self) -> Self:
         if self.webhook is None and self.mail is None:
             raise ValueError("give a `webhook:` or an address for `mail:`")
         if self.webhook is None and self.kind is not None:
-            raise ValueError("`kind:` says what a webhook takes, and there is no `webhook:`")
+            raise ValueError("`kind:` is the format of a webhook, but there is no `webhook:`")
         return self
 
     @property

@@ -115,15 +115,15 @@ def checked_name(key: str) -> str:
     """Return the long name of an option under `slurm.extra`. Raise ValueError for one that must not be given."""
     name = long_name(key)
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9-]{0,79}", name):
-        raise ValueError("is not the name of an sbatch option")
+        raise ValueError("not the name of an sbatch option")
     if name in OWN:
-        raise ValueError(f"is set by Ablatrix itself and cannot be given under slurm.extra: {OWN[name]}")
+        raise ValueError(f"set by Ablatrix itself, cannot be given under slurm.extra:  {OWN[name]}")
     if name in _SETTINGS:
-        raise ValueError(f"is given as slurm.{name.replace('-', '_')} too; keep one of them")
+        raise ValueError(f"given as slurm.{name.replace('-', '_')} too; keep one of them")
     # sbatch accepts prefixes of options: `outp` would be a second --output
     whole = next((own for own in (*OWN, *_SETTINGS) if own.startswith(name)), None)
     if whole and name not in VALUED | SWITCHES:
-        raise ValueError(f"would be read by sbatch as --{whole}, which is set by Ablatrix itself; write the whole name")
+        raise ValueError(f"sbatch would read it as  --{whole}, which is set by Ablatrix itself; write the whole name")
     return name
 
 
@@ -171,18 +171,18 @@ def as_word(value: Any) -> str:
     text = as_text(value)
     negative = re.fullmatch(r"-[0-9]+", text)
     if not negative and (not _VALUE.fullmatch(text) or text.startswith("-")):
-        raise ValueError("has characters that an sbatch option cannot have safely (blanks, quotes, $, ; ...)")
+        raise ValueError("characters that are not safe in an sbatch option (blanks, quotes, $, ; ...)")
     return text
 
 
 def as_text(value: Any) -> str:
     """Return a string, or an integer as a string. Raise ValueError for a value whose spelling YAML has changed."""
     if isinstance(value, bool):
-        raise ValueError(f"is a switch here, {QUOTES} if it is a name")
+        raise ValueError(f"a boolean in YAML; {QUOTES} if it is a name")
     if isinstance(value, float):
-        raise ValueError(f"is read as a number and may lose its spelling; {QUOTES}")
+        raise ValueError(f"a number in YAML, which may lose its spelling; {QUOTES}")
     if not isinstance(value, str | int):
-        raise ValueError("must be a text or a whole number")
+        raise ValueError("must be a string or a whole number")
     return text_of(value)
 
 
@@ -253,7 +253,7 @@ def as_comment(value: Any) -> str:
     """Return a job comment, one line of printable text without backslashes. Raise ValueError."""
     text = as_text(value).strip()
     if not text or len(text) > 1000 or not (text.isascii() and text.isprintable()) or "\\" in text or "'" in text:
-        raise ValueError("a comment is one line of ASCII without backslashes and single quotes")
+        raise ValueError("must be one line of ASCII without backslashes and single quotes")
     if "ablatrix:" in text:
         raise ValueError("`ablatrix:` marks the jobs of Ablatrix; leave it out")
     return text
@@ -263,7 +263,7 @@ def as_cluster(value: Any) -> str:
     """Return the name of a cluster. Raise ValueError for several: each job's cluster must be known."""
     text = as_text(value).strip() if isinstance(value, str | int) else ""
     if not _CLUSTER.fullmatch(text) or text == "all":
-        raise ValueError("name one cluster, as `sacctmgr show clusters` does")
+        raise ValueError("must be one cluster of `sacctmgr show clusters`")
     return text
 
 

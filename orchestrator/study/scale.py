@@ -38,7 +38,7 @@ class Scale(BaseModel):
         None,
         gt=1,
         le=FARTHEST,
-        description="multiple of the largest compute at which effects are predicted, at most 10; by default one more "
+        description="multiple of the largest compute at which effects are predicted, at most 10; default: one more "
         "step of the last ratio",
     )
 
@@ -57,16 +57,16 @@ class Scale(BaseModel):
         if len(lists) < len(self.settings):
             return self  # reported with its position by field_checks
         if not lists:
-            raise ValueError("names no setting; write `scale: {model.model_type: [gpt-nano, gpt-micro, gpt-mini]}`")
+            raise ValueError("no setting given; write `scale: {model.model_type: [gpt-nano, gpt-micro, gpt-mini]}`")
         lengths = {key: len(values) for key, values in lists.items()}
         if len(set(lengths.values())) > 1:
             found = ", ".join(f"{key} has {length}" for key, length in lengths.items())
             raise ValueError(f"every setting needs one value per size, but {found}")
         if set(lengths.values()) == {1}:
-            raise ValueError("has one size only; give at least two, or three to see a trend")
+            raise ValueError("only one size; give at least two, or three to see a trend")
         rows = [repr(row) for row in zip(*lists.values(), strict=True)]
         if len(set(rows)) < len(rows):
-            raise ValueError("has two sizes with the same settings; give each size once")
+            raise ValueError("two sizes have the same settings; give each size once")
         return self
 
     def as_record(self) -> dict[str, Any]:

@@ -23,7 +23,7 @@ def problems(loaded: Loaded) -> Iterator[str]:
     if scale is None:
         return
     if experiment.tune is not None:
-        yield f"{loaded.at('scale')}scale: cannot be combined with tune; tune at one size, and scale what it confirms"
+        yield f"{loaded.at('scale')}scale: incompatible with tune; tune at one size, and scale what it confirms"
     sources = dict.fromkeys(scale.settings, "scale")
     if scale.tokens_per_parameter is not None:
         yield from _token_problems(loaded)
@@ -46,9 +46,9 @@ def _token_problems(loaded: Loaded) -> Iterator[str]:
     if experiment.command:
         yield f"{where}the parameters of a command's model are not known; scale its number of steps instead"
     elif key := next((key for key in (STEPS, EPOCHS) if key in scaled), None):
-        yield f"{where}sets the length of the training, and so does scale.{key}; leave out one of the two"
+        yield f"{where}conflicts with scale.{key}, which sets the length of training too; leave one out"
     elif EPOCHS in experiment.base:
-        yield f"{where}sets the length of the training, and so does base.{EPOCHS}; leave out one of the two"
+        yield f"{where}conflicts with base.{EPOCHS}, which sets the length of training too; leave one out"
 
 
 def order_problems(loaded: Loaded, bases: Sequence[tuple[Size, Config]]) -> list[str]:

@@ -135,7 +135,7 @@ def plackett_burman(count: int, runs: int | None = None) -> Screen:
     rows = [row[-i:] + row[:-i] for i in range(len(row))] + ["-" * len(row)]
     cells = {_mask([i for i in range(count) if row[i] == "+"]) for row in rows}
     if len(cells) < sizes[0]:
-        raise ValueError(f"{count} features; they are too few")
+        raise ValueError(f"{count} features are too few")
     return Screen(count, _ordered(cells), regular=False)
 
 

@@ -88,11 +88,11 @@ CODE = (".py", ".js", ".j2", ".c", ".cpp", ".cu", ".rs", ".md", ".html", ".css")
 MASK = "<masked>"
 ESCAPE = "not_secret"  # key of an experiment file: names of settings that only look like secrets
 _ADVICE = (
-    "it would be kept in every run's folder: set it as a variable of your shell and name that under `export:`, "
+    "it would be stored in every run's folder; set it as a shell variable and list that under `export:`, "
     "as in `export: [WANDB_API_KEY]`"
 )
 _ADVICE_ON_NOTIFY = (
-    "it would be kept in the study's folder: set it as a variable of your shell and name that, as in "
+    "it would be stored in the study's folder; set it as a shell variable and give that, as in "
     "`webhook: $ABLATRIX_WEBHOOK`"
 )
 _ENVIRONMENT = re.compile(r"\$\{\s*env:\s*([^,{}\s]+)")

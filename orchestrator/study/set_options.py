@@ -52,7 +52,7 @@ def apply(tree: Tree, options: Overrides) -> tuple[Tree, Overrides]:
             forced[key], path = value, ("base", key)
         elif key in ("extends", CONFIGS):
             raise UserError(
-                f"--set {key}: cannot be given here; choose a config with FILE#NAME, or write "
+                f"--set {key}: not allowed here; choose a config with FILE#NAME, or write "
                 "`extends: ${site}.yaml` into the file and give --set vars.site=..."
             )
         elif key in TOP_LEVEL:

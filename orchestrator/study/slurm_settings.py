@@ -36,25 +36,25 @@ class SlurmSettings(BaseModel):
     qos: Word | None = None
     constraint: Word | None = None
     exclude: Word | None = None
-    nodes: Count = Field(1, ge=1, description="per job; more than one for runs shared by several processes")
-    gpus_per_node: Gpus = Field(0, description="a number, or types and numbers: `a100:2`")
+    nodes: Count = Field(1, ge=1, description="nodes per job; more than one for runs shared by several processes")
+    gpus_per_node: Gpus = Field(0, description="number of GPUs, or types and numbers: `a100:2`")
     processes_per_node: Count | None = Field(
         None, ge=1, description="processes per node that share a run (trainer.strategy); default: one per GPU"
     )
     cpus_per_task: Count = Field(1, ge=1, description="cores per node")
-    mem: Memory | None = Field(None, description="per node: `16G`; a number without a unit is in MB")
-    time: Time = Field("01:00:00", description="limit of a job: HH:MM:SS, D-HH:MM:SS, or minutes")
+    mem: Memory | None = Field(None, description="memory per node: `16G`; a number without a unit is in MB")
+    time: Time = Field("01:00:00", description="time limit of a job: HH:MM:SS, D-HH:MM:SS, or minutes")
     max_parallel: Count | None = Field(None, ge=1, description="jobs of the study that run at once")
     runs_per_job: Count = Field(1, ge=1, description="small runs side by side in one job, sharing its GPU and cores")
     signal_seconds: Count = Field(
-        120, ge=10, description="how long before the time limit a job is signalled to checkpoint"
+        120, ge=10, description="how long before the time limit a job is signaled to checkpoint"
     )
     comment: Comment | None = Field(None, description="job comment required by the site; Ablatrix appends its own mark")
     requeue: Switch = Field(True, description="false where the site forbids it: submit again to continue a stopped run")
     clusters: Cluster | None = Field(
         default_factory=options.cluster_of_shell, description="cluster to submit to (sbatch -M); default: this one"
     )
-    setup: Setup = Field([], description="shell lines run before the trainer, such as `module load cuda`")
+    setup: Setup = Field([], description="shell lines to run before the trainer, such as `module load cuda`")
     extra: dict[OptionName, OptionValue] = Field({}, description="other sbatch options: {nodelist: node1}")
     helper_jobs: dict[HelperOption, OptionValue] = Field(
         {}, description="sbatch options for the small jobs without a GPU (report, next wave): {partition: cpu}"

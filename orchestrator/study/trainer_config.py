@@ -72,7 +72,7 @@ class TrainerRunConfig(RunConfig):
             return share_problems(self, layout.world)
         if max(slurm.nodes, slurm.processes_per_node or 1) > 1:
             return [
-                f"trainer.strategy: is single, but a job has {layout.world} processes; choose ddp, or leave out "
+                f"trainer.strategy: single, but a job has {layout.world} processes; choose ddp, or leave out "
                 "slurm.nodes and slurm.processes_per_node"
             ]
         return []

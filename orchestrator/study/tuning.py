@@ -109,7 +109,7 @@ def parse(value: Any) -> Any:
     seeds = settings.pop(SEEDS, USUAL_SEEDS)
     if len(settings) != 1:
         found = f", got {', '.join(settings)}" if settings else ""
-        raise ValueError(f"name one setting with its values, `tune: {EXAMPLE}`{found}")
+        raise ValueError(f"give one setting with its values, `tune: {EXAMPLE}`{found}")
     ((setting, grid),) = settings.items()
     return Tuning(setting, _parse_grid(setting, grid), _parse_seeds(seeds))
 
@@ -138,7 +138,7 @@ def _parse_seeds(seeds: Any) -> tuple[int, ...]:
         return tuple(range(FIRST_SEED, FIRST_SEED + seeds))
     whole = isinstance(seeds, list) and all(isinstance(s, int) and not isinstance(s, bool) and s >= 0 for s in seeds)
     if not whole or not seeds or len(set(seeds)) < len(seeds):
-        raise ValueError(f"seeds is how many runs tune at each value, such as {USUAL_SEEDS}, or a list of their seeds")
+        raise ValueError(f"seeds is the number of runs at each value, such as {USUAL_SEEDS}, or a list of seeds")
     return tuple(seeds)
 
 

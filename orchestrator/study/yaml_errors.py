@@ -21,15 +21,13 @@ _NOT_CLOSED = "of line {opened} is not closed, or a comma is missing before this
 _EXPLANATIONS = {  # PyYAML's report, one line each for context and problem; the first match counts
     r"found character '\\t' that cannot start any token": "a tab; YAML is indented with spaces only",
     "found character '(.+)' that cannot start any token": "a value cannot begin with {0}; put it in quotes",
-    "found undefined alias '(.+)'": "*{0}: there is no anchor &{0} above; put a text that begins with * in quotes",
+    "found undefined alias '(.+)'": "*{0}: there is no anchor &{0} above; quote a value that begins with *",
     r"expected ',' or '\]'": f"the `[` {_NOT_CLOSED}",
     "expected ',' or '}'": f"the `{{{{` {_NOT_CLOSED}",
-    "scanning an alias|scanning an anchor": "put a text that begins with * or & in quotes",
+    "scanning an alias|scanning an anchor": "quote a value that begins with * or &",
     "quoted scalar.*\n.*end of stream": _OPEN_QUOTE,
-    "unknown escape": "a backslash within double quotes is an escape; use single quotes",
-    "scanning a block scalar": (
-        "the text after | or > begins in the next line; put a text that begins with them in quotes"
-    ),
+    "unknown escape": "a backslash in double quotes is an escape; use single quotes",
+    "scanning a block scalar": ("the text after | or > starts on the next line; quote a value that begins with them"),
     "found '-'|^sequence entries": (
         "`- ` begins an entry of a list, but a key or a value is expected here; check the indentation"
     ),
@@ -41,7 +39,7 @@ _EXPLANATIONS = {  # PyYAML's report, one line each for context and problem; the
         "a second document begins here; one file is one experiment (several: under `configs:`)"
     ),
     "^second occurrence$": "the anchor of line {opened} again; choose another name",
-    "^mapping keys are not allowed": "put a text that begins with ? in quotes",
+    "^mapping keys are not allowed": "quote a value that begins with ?",
 }
 
 
@@ -110,14 +108,14 @@ def no_space(line: str) -> str:
 
 def other_format(text: str) -> str:
     """Return what is wrong with a file that is TOML, INI or Python, '' for any other."""
-    return "`key = value` is not YAML (TOML? INI?); write `key: value`" if _ASSIGNMENT.search(text) else ""
+    return "`key = value` is not YAML (TOML or INI?); write `key: value`" if _ASSIGNMENT.search(text) else ""
 
 
 def odd_character(text: str) -> str:
     """Return what is wrong with a character that only looks like a space or a colon, or is invisible; '' for none."""
     for char in text:
         if char in "\uff1a\uff0c":
-            return f"a full-width {char} (U+{ord(char):04X}); write the ASCII sign"
+            return f"a full-width {char} (U+{ord(char):04X}); write the ASCII character"
         if not char.isascii() and (unicodedata.category(char) in ("Zs", "Cf") or char in "\u2028\u2029"):
             name = unicodedata.name(char, "character").lower()
             return f"an invisible character (U+{ord(char):04X}, {name}); replace it with a space, or delete it"

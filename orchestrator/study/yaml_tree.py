@@ -90,7 +90,7 @@ def parse_scalar(text: str) -> Any:
     try:
         node = yaml.compose(text, Loader=CoreLoader)
     except (yaml.YAMLError, ValueError, RecursionError):
-        raise UserError(f"{shown!r}: not a YAML value; put a text with special characters in quotes") from None
+        raise UserError(f"{shown!r}: not a YAML value; quote strings with special characters") from None
     builder = _Builder("value")
     value = None if node is None else builder.build(node, ())
     if builder.problems:
@@ -112,7 +112,7 @@ def parse_or_text(text: str) -> Any:
 def _read(path: Path) -> str:
     try:
         if path.is_dir():
-            raise UserError(f"{path}: is a folder; give the experiment's YAML file")
+            raise UserError(f"{path} is a folder; give the experiment's YAML file")
         with open_for_reading(path) as file:
             raw = file.read(MAX_BYTES + 1)
     except FileNotFoundError:
@@ -121,7 +121,7 @@ def _read(path: Path) -> str:
         raise UserError(f"{path}: no such experiment file{hint}{find_file.list_search_path()}") from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         reason = error.strerror if isinstance(error, OSError) else error
-        raise UserError(f"{str(path)!r}: cannot be read: {reason}") from None
+        raise UserError(f"cannot read {str(path)!r}: {reason}") from None
     if len(raw) > MAX_BYTES:
         raise UserError(f"{path}: larger than 1 MiB; this is not an experiment file")
     if raw[:2] in (b"\xff\xfe", b"\xfe\xff"):
@@ -156,7 +156,7 @@ class _Builder:
     def build(self, node: yaml.Node, path: KeyPath, depth: int = 0) -> Any:
         self.nodes += 1
         if self.nodes > MAX_NODES or depth > MAX_DEPTH:
-            raise UserError(f"{self.name}: unfolds to an unreasonable size; check its aliases (*name) and nesting")
+            raise UserError(f"{self.name} expands to an unreasonable size; check its aliases (*name) and nesting")
         line = node.start_mark.line + 1
         try:
             if isinstance(node, yaml.ScalarNode):
@@ -213,7 +213,7 @@ class _Builder:
     def _key(self, node: yaml.Node) -> str:
         at = f"{self.name}:{node.start_mark.line + 1}"
         if not isinstance(node, yaml.ScalarNode):
-            hint = "; put a text with {{ }} in quotes" if isinstance(node, yaml.MappingNode) else ""
+            hint = "; quote values with {{ }}" if isinstance(node, yaml.MappingNode) else ""
             raise UserError(f"{at}: a key must be a word, not a list or mapping{hint}")
         try:
             key = _text(node.value)
@@ -227,7 +227,7 @@ class _Builder:
 
 def _unsupported(tag: str) -> str:
     shown = tag.replace(TAGS, "!!")
-    return f"the tag {shown} is not supported in an experiment file; put a text that begins with ! in quotes"
+    return f"the tag {shown} is not supported in an experiment file; quote a value that begins with !"
 
 
 def _scalar(node: yaml.ScalarNode) -> Any:

@@ -63,7 +63,7 @@ def test_a_value_that_looks_like_an_assignment_stays_a_value() -> None:
         ("trainer: {max_itres: 5}", "did you mean trainer.max_iters?"),
         ("model: {type: x}", "did you mean model.model_type?"),
         ("data: {shuffle: true}", "data.shuffle: unknown key; keys of data: file_path, split, test_size"),
-        ("name: s\nbase: {trainer.max_iters: 5}", "describes a study, not one run; give it to `submit`"),
+        ("name: s\nbase: {trainer.max_iters: 5}", "describes a study, not a single run; give it to `submit`"),
     ],
 )
 def test_faults_of_a_file_are_explained(tmp_path: Path, text: str, words: str) -> None:
@@ -82,7 +82,7 @@ def test_help_of_one_section(capsys: pytest.CaptureFixture[str]) -> None:
     text = " ".join(capsys.readouterr().out.split())
     shown = [key for key, _ in keys() if f" --{key} VALUE " in text]
     assert shown == [key for key, _ in keys() if key.startswith("data.")]
-    assert "--data.block_size VALUE tokens of a training window (default: 256)" in text
+    assert "--data.block_size VALUE tokens per training window (default: 256)" in text
 
 
 def test_resume_from_a_runs_folder(train: Callable[..., Path], tmp_path: Path) -> None:

@@ -128,7 +128,7 @@ def test_kills_and_signals_of_single_processes(
 
 def test_what_cannot_be_shared_is_refused() -> None:
     ranks = RankInfo(0, 3, 0)
-    with pytest.raises(UserError, match=r"batch_size: 4 windows cannot be shared equally by 3 processes"):
+    with pytest.raises(UserError, match=r"batch_size: 4 windows cannot be split evenly among 3 processes"):
         ranks.check(settings("ddp"))
     with pytest.raises(UserError, match=r"grad_accum: 4 exceeds the 2 windows"):
         RankInfo(0, 2, 0).check(settings("ddp", grad_accum=4))

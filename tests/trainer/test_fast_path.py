@@ -189,7 +189,7 @@ def test_recomputed_blocks_keep_only_their_inputs(positions: str) -> None:
 
 
 def test_recomputing_and_recording_steps_exclude_each_other() -> None:
-    with pytest.raises(ConfigError, match="activation_checkpointing: cannot be combined"):
+    with pytest.raises(ConfigError, match="activation_checkpointing: incompatible"):
         config(activation_checkpointing=True, compile=True)
 
 

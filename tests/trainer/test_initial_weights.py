@@ -123,7 +123,7 @@ def test_a_longer_context_is_possible_without_learned_positions(gpt2: Path) -> N
         (lambda folder: (folder / "model.safetensors").unlink(), "has neither model.safetensors nor model.pt"),
         (
             lambda folder: [path.unlink() for path in folder.iterdir()],
-            "name an exported folder",
+            "give an exported folder",
         ),
     ],
 )

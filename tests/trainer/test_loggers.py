@@ -270,7 +270,7 @@ class TestOwn:
         assert not (tmp_path / "run").exists()
 
     def test_not_a_name(self) -> None:
-        with pytest.raises(ConfigError, match=r"callbacks.custom: 'my module' names no class; write mypackage"):
+        with pytest.raises(ConfigError, match=r"callbacks.custom: 'my module' is not a class reference; write my"):
             from_flags(["--callbacks.custom=my module"])
 
     def test_in_the_working_folder_of_a_job(self, corpus: Path, offline_cache: Path, tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ def test_an_existing_file_wins_over_a_variable(home: Path, monkeypatch: pytest.M
         ("/scratch/$NOT_SET_HERE/x", "NOT_SET_HERE is not set"),
         ("~no-such-user-here/x", "home folder of ~no-such-user-here"),
         ("caf\udce9.jsonl", "is not UTF-8"),
-        ("  ", "is blank"),
+        ("  ", "blank; give a path"),
     ],
 )
 def test_what_cannot_be_a_path_is_refused_with_advice(written: str, advice: str) -> None:

@@ -93,7 +93,7 @@ def test_options_that_ablatrix_sets_cannot_be_given_again(tmp_path: Path, verb: 
     (tmp_path / "e.yaml").write_text(json.dumps({**FILE, **PLACES["option"](option)}))
     code, _, errors = verb("plan", "e.yaml", "--launcher", "local")
     assert code == 2
-    assert "is set by Ablatrix itself" in errors
+    assert "set by Ablatrix itself" in errors
 
 
 @pytest.mark.parametrize("option", ["cpus_per_task", "N", "time", "gpus-per-node", "p"])
@@ -108,10 +108,10 @@ def test_names_that_differ_in_case_only_are_refused(tmp_path: Path, verb: Verb) 
     """A file system that ignores case would mix their files."""
     path = tmp_path / "e.yaml"
     path.write_text(json.dumps({**FILE, "features": {"rope": {"x": 2}, "Rope": {"x": 3}}, "cells": {}}))
-    assert "features: rope and Rope differ in case only" in verb("plan", "e.yaml", "--launcher", "local")[2]
+    assert "features: rope and Rope differ only in case" in verb("plan", "e.yaml", "--launcher", "local")[2]
     path.write_text(json.dumps(FILE))
     (tmp_path / "out/Study").mkdir(parents=True)
-    assert "differs from study in case only" in verb("plan", "e.yaml", "--launcher", "local")[2]
+    assert "differs from study only in case" in verb("plan", "e.yaml", "--launcher", "local")[2]
     (tmp_path / "out/study").mkdir()  # both exist: this file system tells them apart
     assert verb("plan", "e.yaml", "--launcher", "local")[0] == 0
 

@@ -77,7 +77,7 @@ def test_a_cache_that_another_user_has_left_unfinished(found: Found, tally: Tall
 
 def test_a_claim_that_another_user_has_left(found: Found, tally: Tally) -> None:
     (sticky,), (group,) = (values(found[f"stale claim, {kind}"], "bob") for kind in ("sticky", "group"))
-    assert f".manifest.claim: was left by user {ALICE}" in sticky
+    assert f".manifest.claim: left by user {ALICE}" in sticky
     assert group == "entered"
     tally("another user's dead claim is taken over or named, never waited for", 2)
 

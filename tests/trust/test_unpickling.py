@@ -136,7 +136,7 @@ def test_a_malicious_or_damaged_token_cache_is_made_again(
         "nothing": b"",
     }
     path.write_bytes(contents[kind])
-    with pytest.raises(DataError, match=r"offsets.npy: damaged; remove the folder .* and start the run again"):
+    with pytest.raises(DataError, match=r"offsets.npy: corrupt; remove the folder .* and start the run again"):
         CompleteStore(store.folder, Meta.model_validate(record))
 
     np.testing.assert_array_equal(open_tokens(config, folder).offsets, offsets)

@@ -37,23 +37,23 @@ def find_contradictions(
     if trainer.grad_accum > trainer.batch_size:
         yield (
             f"trainer.grad_accum: {trainer.grad_accum} exceeds trainer.batch_size {trainer.batch_size}; "
-            "a part must hold at least one window"
+            "each part needs at least one window"
         )
     if trainer.activation_checkpointing and trainer.compile:
         yield (
-            "trainer.activation_checkpointing: cannot be combined with trainer.compile, whose recorded steps cannot "
-            "repeat dropout masks; set one of them to false"
+            "trainer.activation_checkpointing: incompatible with trainer.compile, whose captured steps cannot "
+            "replay dropout masks; set one of them to false"
         )
     if trainer.early_stop_patience and not (trainer.eval_interval and (data.held_out or data.test_file)):
         yield (
-            "trainer.early_stop_patience: counts evaluations of the held-out set, and there are none; set "
+            "trainer.early_stop_patience: no evaluations of a held-out set to count; set "
             "trainer.eval_interval and data.test_size"
         )
     lengths = trainer.eval_blocks
     if lengths and min(lengths) > model.block_size and not model.extrapolates:
         yield (
             f"trainer.eval_blocks: {model.positions} positions end at block_size {model.block_size}, so none of "
-            f"{', '.join(map(str, lengths))} can be evaluated; add {model.block_size}, or choose other positions"
+            f"{', '.join(map(str, lengths))} can be evaluated; add {model.block_size}, or choose different positions"
         )
     yield from optimization.find_problems(trainer)
 
@@ -63,16 +63,16 @@ def _sampling(data: DataConfig, model: ResolvedGPTConfig, trainer: TrainerConfig
     if data.sampling == "document":
         for name in ("document_mask", "separator"):
             if getattr(data, name) not in (None, False):
-                yield f"data.{name}: needs data.sampling packed or stream; a window of one document holds no other"
+                yield f"data.{name}: only for data.sampling packed or stream; other windows contain one document"
         return
     if data.separator is None:
         yield (
             f"data.sampling: {data.sampling} needs a token between documents, and tokenizer {data.tokenizer!r} has no "
-            "end of text; set data.separator to the id of a token that no document has"
+            "end-of-text token; set data.separator to a token id that no document contains"
         )
     elif data.separator >= vocab_size:
         yield f"data.separator: {data.separator} exceeds the last of the {vocab_size} tokens of {data.tokenizer!r}"
     if data.document_mask and trainer.strategy == "pipeline":
-        yield "data.document_mask: is not available with trainer.strategy pipeline; choose ddp or fsdp"
+        yield "data.document_mask: not available with trainer.strategy pipeline; choose ddp or fsdp"
     if data.document_mask and "positions" in model.custom_components:
-        yield f"data.document_mask: {model.positions} cannot begin at each document; choose built-in positions"
+        yield f"data.document_mask: {model.positions} cannot restart at each document; choose built-in positions"

@@ -25,8 +25,8 @@ _EXPECTED = {
     "float_type": "a number{limits}",
     "float_parsing": "a number{limits}",
     "finite_number": "a finite number{limits}",
-    "string_type": "a text",
-    "string_too_long": "a text of at most {max_length} characters",
+    "string_type": "a string",
+    "string_too_long": "a string of at most {max_length} characters",
     "list_type": "a list",
     "tuple_type": "a list",
     "dict_type": _SECTION,
@@ -121,7 +121,7 @@ def describe(errors: Sequence[Any], field: FieldInfo | None = None) -> str:
     if types & {"too_short", "string_too_short"} and errors[0]["ctx"]["min_length"] == 1:
         return "must not be empty"
     if types == {"missing"}:
-        return f"has too few entries, found {show(value)}"
+        return f"too few entries:  {show(value)}"
     expected = " or ".join(dict.fromkeys(_expected(error, _limits(field)) for error in errors))
     return f"must be {expected}, found {show(value)}{_hint(errors, value) or _without_value(value, field)}"
 

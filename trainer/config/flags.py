@@ -16,7 +16,7 @@ from ablatrix.trainer.config.suggestions import hint
 from ablatrix.trainer.config.validation import keys, read_tree, validate
 from ablatrix.trainer.rundir.errors import ConfigError
 
-EXIT_CODES = "exit codes: 0 done, 75 stopped by a signal with a checkpoint, 2 a mistake in the flags, 1 a failure"
+EXIT_CODES = "exit codes: 0 done, 75 stopped by a signal after a checkpoint, 2 invalid flags, 1 any other failure"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -29,7 +29,7 @@ def make_parser(section: str = "") -> argparse.ArgumentParser:
     parser = _Parser(
         usage="python -m ablatrix.trainer [--config FILE] [section.name=value ...]",
         description="Train one model and write its results to --system.work_dir. Flags override the file.\n"
-        f"The dashes of a flag may be left out; --help SECTION shows one of {', '.join(RunConfig.model_fields)}.",
+        f"The dashes of flags are optional; --help SECTION shows one of {', '.join(RunConfig.model_fields)}.",
         epilog=EXIT_CODES,
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,

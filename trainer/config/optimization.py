@@ -127,7 +127,7 @@ def _phases(settings: TrainerConfig) -> Iterator[str]:
 def _levels(settings: TrainerConfig) -> Iterator[str]:
     floor, constant = settings.min_lr_ratio, settings.constant_lr_ratio
     if floor == 0:
-        yield "trainer.min_lr_ratio: 0 is never reached by the exponential annealing of schedule infinite; take 0.01"
+        yield "trainer.min_lr_ratio: 0 is never reached by the exponential annealing of schedule infinite; use 0.01"
     elif floor > constant:
         yield (
             f"trainer.constant_lr_ratio: {constant} is less than trainer.min_lr_ratio {floor}: the annealing "

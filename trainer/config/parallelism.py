@@ -18,7 +18,7 @@ def share_problems(config: RunConfig, world: int) -> list[str]:
     problems = _pipeline_problems(config, world) if strategy == "pipeline" else _batch_problems(config, world)
     if strategy == "fsdp" and settings.optimizer in WHOLE_MATRICES:
         problems.append(
-            f"trainer.optimizer: {settings.optimizer} needs whole matrices, which fsdp shards; take adamw, or "
+            f"trainer.optimizer: {settings.optimizer} needs whole matrices, which fsdp shards; use adamw, or "
             "trainer.strategy ddp"
         )
     if strategy in ("fsdp", "pipeline") and settings.sample_interval:
@@ -32,7 +32,7 @@ def _batch_problems(config: RunConfig, world: int) -> list[str]:
     settings = config.trainer
     if settings.batch_size % world:
         return [
-            f"trainer.batch_size: {settings.batch_size} windows cannot be shared equally by {world} processes; "
+            f"trainer.batch_size: {settings.batch_size} windows cannot be split evenly among {world} processes; "
             f"take a multiple of {world}"
         ]
     if settings.grad_accum > settings.batch_size // world:
@@ -63,7 +63,7 @@ def _pipeline_problems(config: RunConfig, world: int) -> list[str]:
         )
     elif per_rank > 1 and pieces % max(1, pieces // world):
         problems.append(
-            f"trainer.pipeline_microbatches: {pieces} cannot be interleaved by {world} processes; take a multiple of "
+            f"trainer.pipeline_microbatches: {pieces} cannot be interleaved by {world} processes; use a multiple of "
             f"{world}"
         )
     if settings.batch_size % pieces:

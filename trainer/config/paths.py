@@ -34,7 +34,7 @@ def expand_path(text: str) -> str:
     """
     path = text.strip()
     if text and not path:
-        raise ValueError("is blank; give a path")
+        raise ValueError("blank; give a path")
     _require_utf8(path)
     if URL.match(path):
         path = _local_path(path)
@@ -43,7 +43,7 @@ def expand_path(text: str) -> str:
     expanded = os.path.expanduser(path)  # noqa: PTH111  (Path raises for an unknown user)
     if expanded.startswith("~") and "/" in expanded and not os.path.lexists(expanded):
         user = expanded.partition("/")[0]
-        raise ValueError(f"{text!r}: the home folder of {user} is not known here; write the whole path")
+        raise ValueError(f"{text!r}: the home folder of {user} is not known here; write the full path")
     return expanded
 
 
@@ -53,15 +53,15 @@ def _require_utf8(path: str) -> None:
     except UnicodeEncodeError:
         shown = os.fsencode(path).decode("utf-8", "backslashreplace")
         raise ValueError(
-            f"the name '{shown}' is not UTF-8; rename it (convmv -f latin1 -t utf8 --notest), or give a link to it "
-            "with a plain name (ln -s)"
+            f"the name '{shown}' is not UTF-8; rename it (convmv -f latin1 -t utf8 --notest), or link to it under "
+            "an ASCII name (ln -s)"
         ) from None
 
 
 def _variable(found: re.Match[str]) -> str:
     name = found[1] or found[2]
     if name not in os.environ:
-        raise ValueError(f"${name} is not set in this environment; set it, or write the path out")
+        raise ValueError(f"${name} is not set in this environment; set it, or write the full path")
     return os.environ[name]
 
 

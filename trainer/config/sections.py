@@ -43,7 +43,7 @@ def _listed(value: Any) -> Any:
 def _importable(specs: tuple[str, ...]) -> tuple[str, ...]:
     for spec in specs:
         if not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", spec):
-            raise ValueError(f"{spec!r} names no class; write mypackage.mymodule:MyCallback")
+            raise ValueError(f"{spec!r} is not a class reference; write mypackage.mymodule:MyCallback")
     return specs
 
 
@@ -58,7 +58,7 @@ def _calendar_date(text: str) -> str:
 
 def _two_at_least(number: int) -> int:
     if number < 2:
-        raise ValueError(f"{number} is too few; keep at least 2: if the newest is damaged, the other one is needed")
+        raise ValueError(f"{number} is too few; keep at least 2, in case the newest is corrupt")
     return number
 
 
@@ -116,7 +116,7 @@ def _in_steps(value: Any, validate: ValidatorFunctionWrapHandler, info: Validati
     share = ShareOfRun()
     share.share = float(value.strip().rstrip("% ")) / 100
     if share.share > 1:
-        raise ValueError(f"{value} is more than the whole run; write at most 100%")
+        raise ValueError(f"{value} is more than the whole run; use at most 100%")
     steps = share.of(info.data.get("max_iters", 1))  # absent if invalid, which is reported separately
     validate(int(steps))
     return steps
@@ -140,19 +140,19 @@ class DataConfig(Section):
         "",
         description="corpus: JSON lines (.gz, .zst, .xz too), .parquet, .txt or .bin; a folder, a pattern, or a list",
     )
-    split: Literal["train", "test"] = Field("train", description="documents trained on; test: the held-out ones")
+    split: Literal["train", "test"] = Field("train", description="documents to train on; test: the held-out ones")
     test_size: HeldOutSize = Field(
         10, description="last documents, held out for validation: a number, or a share of the lines such as 0.01"
     )
-    test_file: Files = Field("", description="held-out documents in files of their own, in place of test_size")
-    block_size: Size = Field(256, description="tokens of a training window")
+    test_file: Files = Field("", description="separate files of held-out documents, instead of test_size")
+    block_size: Size = Field(256, description="tokens per training window")
     text_key: str = Field("text", min_length=1, description="key of the text in each line")
     text_files: Literal["auto", "documents", "blocks"] = Field(
         "auto", description=".txt: each is a document, or each block between blank lines (auto: blocks of a single one)"
     )
     sampling: Literal["document", "packed", "stream"] = Field(
         "document",
-        description="windows within one document; blocks packed with whole documents; or windows of all in a row",
+        description="windows within one document; blocks packed with whole documents; or windows of one stream",
     )
     document_mask: bool = Field(
         False, description="packed, stream: attention and positions begin at each document, not at the row's start"
@@ -160,7 +160,7 @@ class DataConfig(Section):
     separator: Count | None = Field(
         None, description="token before each document, packed and stream (default: the tokenizer's end of text)"
     )
-    domain_key: str = Field("", description="dotted key of each line's domain, such as meta.source: NLL by domain too")
+    domain_key: str = Field("", description="dotted key of each line's domain, such as meta.source (NLL by domain)")
     tokenizer: Annotated[str, AfterValidator(expand_name)] = Field(
         "gpt2",
         min_length=1,
@@ -197,20 +197,20 @@ class TrainerConfig(Section):
     num_workers: Count = Field(0, description="threads that prepare batches ahead; 0: none")
     max_iters: Size = Field(1000, description="optimizer steps")
     epochs: Positive | None = Field(
-        None, description="in place of max_iters: passes over the documents that data.sampling can reach"
+        None, description="instead of max_iters: passes over the documents that data.sampling can reach"
     )
     batch_size: Size = Field(8, description="windows per step")
-    grad_accum: Size = Field(1, description="parts that a batch is worked through in, to save memory")
+    grad_accum: Size = Field(1, description="parts that a batch is split into, to save memory")
     dtype: Literal["float32", "bfloat16", "auto"] = Field(
         "float32",
-        description="of matrix products; weights stay float32. auto: bfloat16 on a GPU that has it, else float32",
+        description="dtype of matrix products; weights stay float32. auto: bfloat16 on a GPU that has it, else float32",
     )
     pipeline_split: Blocks = Field((), description="layers of each stage of a pipeline, as 5,4,3; default: by cost")
     pipeline_stages_per_rank: Size = Field(
         1, description="stages of a pipeline in each process, interleaved: less idle time, more communication"
     )
     activation_checkpointing: bool = Field(
-        False, description="compute blocks again in the backward pass: less memory, more time, the same result"
+        False, description="recompute blocks in the backward pass: less memory, more time, the same result"
     )
     compile: bool = Field(False, description="one process on a GPU: compiled kernels, steps as CUDA graphs")
     strategy: Literal["single", "ddp", "fsdp", "pipeline"] = Field(
@@ -223,14 +223,14 @@ class TrainerConfig(Section):
     )
     learning_rate: Positive = Field(3e-4, description="peak learning rate; adafactor's is relative, such as 1e-2")
     betas: Betas = Field((0.9, 0.95), description="betas of adamw, also within muon")
-    momentum: Beta | None = Field(None, description="of sgd (default: 0.9) and muon (default: 0.95)")
-    nesterov: bool | None = Field(None, description="Nesterov's form of it: sgd (default: no), muon (default: yes)")
+    momentum: Beta | None = Field(None, description="momentum of sgd (default: 0.9) and muon (default: 0.95)")
+    nesterov: bool | None = Field(None, description="Nesterov momentum: sgd (default: no), muon (default: yes)")
     ns_steps: Annotated[int, Field(ge=1, le=20)] = Field(5, description="muon's Newton-Schulz steps")
     beta2_decay: Annotated[float, Field(ge=-2, lt=0)] = Field(
         -0.8, description="adafactor averages squares with 1 - t^beta2_decay"
     )
-    update_clip: Positive = Field(1.0, description="largest root mean square of adafactor's updates")
-    weight_decay: NonNegative = Field(0.1, description="on matrix weights only; sgd's is an L2 penalty")
+    update_clip: Positive = Field(1.0, description="largest RMS of adafactor's updates")
+    weight_decay: NonNegative = Field(0.1, description="weight decay, on matrix weights only; in sgd, an L2 penalty")
     grad_norm_clip: NonNegative = Field(1.0, description="largest gradient norm; 0: no clipping")
     warmup_steps: Count = Field(0, description="steps of linear warm-up from 0")
     schedule: Literal["constant", "cosine", "linear", "inverse_sqrt", "wsd", "infinite"] | None = Field(
@@ -238,8 +238,8 @@ class TrainerConfig(Section):
         description="after warm-up: constant, cosine, linear, inverse_sqrt, wsd, infinite (default: constant)",
     )
     use_cosine: bool | None = Field(None, description="short form of schedule=cosine (default: as schedule says)")
-    min_lr_ratio: Ratio = Field(0.1, description="last rate / learning_rate, of cosine, linear, wsd and infinite")
-    decay_steps: Count | None = Field(None, description="wsd: last steps, which decay (default: 10% after warm-up)")
+    min_lr_ratio: Ratio = Field(0.1, description="final rate / learning_rate, for cosine, linear, wsd and infinite")
+    decay_steps: Count | None = Field(None, description="wsd: final steps that decay (default: 10% after warm-up)")
     decay_shape: Literal["sqrt", "linear"] = Field("sqrt", description="wsd: decay by 1 - sqrt or linear")
     cooldown_steps: Count | None = Field(
         None, description="infinite: steps of cosine from the peak to the constant rate (default: 60% after warm-up)"
@@ -248,7 +248,7 @@ class TrainerConfig(Section):
         0.55, description="infinite: constant rate / learning_rate"
     )
     anneal_steps: Count | None = Field(
-        None, description="infinite: last steps, annealed exponentially (default: 15% after warm-up)"
+        None, description="infinite: final steps of exponential annealing (default: 15% after warm-up)"
     )
     log_interval: Steps[Size] = Field(10, description="steps between rows of loss.csv")
     eval_interval: Steps[Count] = Field(
@@ -256,16 +256,16 @@ class TrainerConfig(Section):
     )
     eval_tokens: Size = Field(
         65536,
-        description="most held-out tokens evaluated; exactly so many with test_file or a share as test_size",
+        description="most held-out tokens evaluated; exactly this many with test_file or a share as test_size",
     )
-    eval_blocks: Blocks = Field((), description="context lengths evaluated at the end, as 256,512,1024; default: none")
+    eval_blocks: Blocks = Field((), description="context lengths evaluated at the end: 256,512,1024; default: none")
     ckpt_interval: Steps[Count] = Field(500, description="steps between checkpoints (and at the end)")
     sample_interval: Steps[Count] = Field(0, description="steps between samples of generated text, from step 0 on")
-    sample_prompt: Texts = Field(("The",), min_length=1, description="what samples start with: a text, or a list")
-    save_total_limit: Annotated[int, AfterValidator(_two_at_least)] = Field(2, description="newest checkpoints kept")
+    sample_prompt: Texts = Field(("The",), min_length=1, description="prompt of the samples, or a list of prompts")
+    save_total_limit: Annotated[int, AfterValidator(_two_at_least)] = Field(2, description="newest checkpoints to keep")
     save_best: bool = Field(False, description="keep the weights of the best evaluation in best.pt")
     early_stop_patience: Count = Field(0, description="evaluations without improvement that end the run; 0: never")
-    early_stop_min_delta: NonNegative = Field(0.0, description="nats that count as an improvement")
+    early_stop_min_delta: NonNegative = Field(0.0, description="smallest improvement that counts, in nats")
     resume: str = Field(
         "auto",
         min_length=1,
@@ -295,22 +295,22 @@ class SystemConfig(Section):
 class CallbacksConfig(Section):
     """Additional outputs and warnings. Only `custom` may change the training."""
 
-    jsonl: bool = Field(False, description="rows of loss.csv as JSON lines in metrics.jsonl too")
-    tensorboard: bool = Field(False, description="event files in tensorboard/, where that package is installed")
+    jsonl: bool = Field(False, description="also write the rows of loss.csv as JSON lines to metrics.jsonl")
+    tensorboard: bool = Field(False, description="event files in tensorboard/, if the package is installed")
     wandb: bool = Field(False, description="Weights & Biases, offline unless WANDB_MODE says otherwise")
     wandb_project: str = Field("ablatrix", min_length=1, description="project of the W&B runs")
-    watch_grad_norm: NonNegative = Field(10.0, description="warn if grad_norm exceeds so many running medians; 0: off")
-    watch_loss: NonNegative = Field(10.0, description="warn if the loss is so many deviations over its median; 0: off")
+    watch_grad_norm: NonNegative = Field(10.0, description="warn above this many running medians of grad_norm; 0: off")
+    watch_loss: NonNegative = Field(10.0, description="warn if loss is this many deviations above its median; 0: off")
     custom: Specs = Field((), description="your own callbacks: mypackage.mymodule:MyCallback, or a list of them")
 
 
 class InfoConfig(Section):
     """A description of the experiment for logs and reports."""
 
-    name: str = Field("", description="of the experiment")
-    description: str = Field("", description="what is done")
+    name: str = Field("", description="name of the experiment")
+    description: str = Field("", description="what the experiment does")
     date: Annotated[str, AfterValidator(_calendar_date)] = Field("", description="YYYY-MM-DD")
-    hypothesis: str = Field("", description="what is expected")
+    hypothesis: str = Field("", description="expected outcome")
 
     def line(self) -> str:
         """Return the whole section as one line, '' if nothing is set."""

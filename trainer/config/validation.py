@@ -53,14 +53,14 @@ def read_tree(path: str | Path) -> dict[str, Any]:
         text = read_bytes(Path(path)).decode("utf-8")
         tree = _parse_yaml(text) if Path(path).suffix in (".yaml", ".yml") else json.loads(text)
     except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
     except ValueError as error:
         kind = "YAML" if Path(path).suffix in (".yaml", ".yml") else "JSON"
         raise UserError(f"{path}: not a {kind} file: {error}") from None
     if not isinstance(tree, dict):
         raise UserError(f"{path}: not a run's configuration: the top level must be an object")
     if "base" in tree or "features" in tree:
-        raise UserError(f"{path}: describes a study, not one run; give it to `submit`, or a run's config.json here")
+        raise UserError(f"{path} describes a study, not a single run; give it to `submit`, or give a run's config.json")
     nested: dict[str, Any] = {}
     for key, value in tree.items():
         section, _, name = str(key).partition(".")

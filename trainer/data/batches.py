@@ -53,7 +53,7 @@ class Batches:
         self.lines = split_lines(store, config)
         flat = isinstance(store, FlatStore)  # already a stream: its windows are those of its single document
         if flat and config.sampling == "packed":
-            raise DataError(f"{store.name}: holds token ids without documents to pack; set data.sampling to stream")
+            raise DataError(f"{store.name}: token ids without documents to pack; set data.sampling to stream")
         if flat or config.sampling == "document":
             self._draw = self._draw_windows
             store.require(self.lines, self.length)

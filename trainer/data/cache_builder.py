@@ -78,7 +78,7 @@ def prepare(cache: Cache) -> None:
             make_folder(folder)
     except OSError as error:
         where = error.filename or cache.folder
-        raise RunError(f"{where}: cannot be made: {error.strerror}; set system.cache_dir") from None
+        raise RunError(f"cannot create {where}: {error.strerror}; set system.cache_dir") from None
     progress = Progress(f"finding lines of {cache.name}", cache.size)
     try:
         with removed_if_refused(cache), Claims(cache.claims) as claims:
@@ -117,7 +117,7 @@ def build(config: DataConfig, cache_dir: Path, workers: int) -> Meta:
             _build(cache, config, cache_dir, workers)
     meta = cache.meta()
     if meta is None:
-        raise RunError(f"{cache.folder}: was removed while it was being built; start again")
+        raise RunError(f"{cache.folder} was removed during the build; start again")
     token_cache.sweep(cache)  # again, because a worker that started late may have created folders
     return meta
 
@@ -133,7 +133,7 @@ def _build(cache: Cache, config: DataConfig, cache_dir: Path, workers: int) -> N
     except OSError as error:
         # Not an error if another process has joined the shards and removed them
         if cache.meta() is None and cache.folder.exists():
-            reason = f"cannot be written: {error.strerror or error}"
+            reason = f"write failed: {error.strerror or error}"
             raise RunError(f"{error.filename or cache.folder}: {reason}; free space or set system.cache_dir") from None
     finally:
         for helper in helpers:
@@ -237,7 +237,7 @@ def main(argv: list[str]) -> int:
         return error.exit_code
     except OSError as error:
         if cache.meta() is None:
-            print(f"{cache.folder}: cannot be written: {error}", file=sys.stderr)
+            print(f"cannot write to {cache.folder}: {error}", file=sys.stderr)
             return 1
     token_cache.sweep(cache)
     return 0

@@ -28,7 +28,7 @@ def character_tokenizer(config: DataConfig) -> dict[str, bytes]:
     for text in _read_texts(config):
         found |= set(text)
     if not found:
-        raise DataError(f"{describe_files(config, find_files(config))}: holds no document under {config.text_key!r}")
+        raise DataError(f"{describe_files(config, find_files(config))}: no document found under {config.text_key!r}")
     vocab = {token: k for k, token in enumerate([*sorted(found), UNKNOWN, END_OF_TEXT])}
     special = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     tree: dict[str, Any] = {

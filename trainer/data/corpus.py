@@ -182,9 +182,9 @@ def _percent(share: float) -> str:
 def no_documents(name: str, skipped: dict[str, int], text_key: str, lines: Lines) -> DataError:
     """Return the error for a corpus without any documents, including the reasons."""
     if not skipped:
-        return DataError(f"{name}: the file is empty; it must hold one JSON object per line")
+        return DataError(f"{name}: the file is empty; it must contain one JSON object per line")
     reasons = ", ".join(count_skipped(reason, count) for reason, count in skipped.items())
-    message = f"{name}: holds no document ({reasons})"
+    message = f"{name}: no documents found ({reasons})"
     if "no_text_key" in skipped:
         message += f"; there is no key {text_key!r}, but {_suggest_key(lines, text_key)}"
     else:
@@ -217,7 +217,7 @@ def _suggest_key(lines: Lines, text_key: str) -> str:
         return f"{keys}; the text seems to be {nested}: jq -c '{{text: .{nested}}}' FILE > x.jsonl"
     texts = [key for key, value in seen.items() if isinstance(value, str)]
     if seen and not texts:
-        return f"{keys}, of which none holds a string: write the text of each document under one key"
+        return f"{keys}, none of them with a string value: write the text of each document under one key"
     near = next((key for key in texts if key.casefold() == text_key.casefold()), "")
     near = near or max(texts, key=lambda key: len(seen[key]), default="")
     return f"{keys}: set data.text_key" + (f" (probably {near})" if near else "")

@@ -55,9 +55,9 @@ def find_files(config: DataConfig) -> tuple[Path, ...]:
         other = seen.setdefault(os.path.realpath(path), path)
         if other is not path:
             alias = "" if str(other) == str(path) else f" (as {other} too)"
-            raise DataError(f"{setting}: {path}: is listed twice{alias}; list each file once")
+            raise DataError(f"{setting}: {path} is listed twice{alias}; list each file once")
     if len({is_flat(path) for path in found}) > 1:
-        raise DataError(f"{setting}: has both .bin files of token ids and files of text; list one kind")
+        raise DataError(f"{setting}: both .bin files of token ids and text files; list one kind")
     return tuple(found)
 
 
@@ -93,7 +93,7 @@ def _training_of(paths: list[Path], entry: str, setting: str) -> list[Path]:
     if not training or not any(kind.search(p.name) for p in set(paths) - set(training) for kind in (VALIDATION, TEST)):
         return paths
     if setting != "data.file_path":
-        raise DataError(f"{setting}: {entry}: holds the training split too; name the held-out files, as in '*val*'")
+        raise DataError(f"{setting}: {entry} includes the training split; give only held-out files, such as '*val*'")
     return training
 
 
@@ -124,9 +124,9 @@ def file_stamp(path: Path, setting: str = "data.file_path") -> tuple[int, int]:
     except (OSError, ValueError) as error:
         raise explain_missing(path, error, setting) from None
     if stat.S_ISDIR(status.st_mode):
-        raise DataError(f"{setting}: {path}: is a folder; give the path of a JSONL file")
+        raise DataError(f"{setting}: {path} is a folder; give the path of a JSONL file")
     if not stat.S_ISREG(status.st_mode):
-        raise DataError(f"{setting}: {path}: cannot be read: not a regular file")
+        raise DataError(f"{setting}: cannot read {path}: not a regular file")
     return status.st_size, status.st_mtime_ns
 
 
@@ -159,11 +159,11 @@ def _shards(folder: Path, setting: str) -> list[Path]:
     try:
         entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
     except OSError as error:
-        raise DataError(f"{setting}: {folder}: cannot be read: {error.strerror}") from None
+        raise DataError(f"{setting}: cannot read {folder}: {error.strerror}") from None
     names = [entry for entry in entries if not entry.is_dir() and entry.name not in METADATA]
     groups = [[entry for entry in names if plain_suffix(entry) in kind] for kind in KINDS]
     if groups[2] and (groups[0] or groups[1]):
-        raise DataError(f"{setting}: {folder}: is a folder with .bin and .jsonl files; give a pattern ({folder}/*.bin)")
+        raise DataError(f"{setting}: {folder} contains both .bin and .jsonl files; give a pattern ({folder}/*.bin)")
     foreign = [entry for entry in names if plain_suffix(entry) in FOREIGN]
     if foreign:
         del groups[TEXTS]  # probably a README.txt next to the data
@@ -173,7 +173,7 @@ def _shards(folder: Path, setting: str) -> list[Path]:
     if not chosen:
         there = ", ".join(entry.name + "/" * entry.is_dir() for entry in entries[:5]) or "nothing"
         raise DataError(
-            f"{setting}: {folder}: is a folder without .jsonl, .json, .parquet, .txt or .bin files (it has "
+            f"{setting}: {folder} is a folder without .jsonl, .json, .parquet, .txt or .bin files (it has "
             f"{there}); give the path of a JSONL file, or a pattern such as 'folder/*/*.jsonl.gz'"
         )
     return chosen
@@ -189,10 +189,10 @@ def explain_missing(path: Path, error: OSError | ValueError, setting: str) -> Da
     """Return the error for a file that cannot be read, with what is missing and the closest existing name."""
     if not isinstance(error, FileNotFoundError | NotADirectoryError):
         reason = error.strerror if isinstance(error, OSError) else str(error)
-        return DataError(f"{setting}: {str(path)!r}: cannot be read: {reason}")
+        return DataError(f"{setting}: cannot read {str(path)!r}: {reason}")
     if path.is_symlink():
-        return DataError(f"{path}: {setting} is a link to {path.readlink()}, which does not exist")
-    text = f"{path}: {setting} does not exist"
+        return DataError(f"{setting}: {path} is a link to {path.readlink()}, which does not exist")
+    text = f"{setting}: {path} does not exist"
     if not path.is_absolute():
         text += f" (looked in {Path.cwd()})"
     missing = next((p for p in reversed(path.parents) if not os.path.lexists(p)), None)

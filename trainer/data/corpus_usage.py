@@ -92,7 +92,7 @@ def _warn_of_unreached(name: str, usage: Usage, config: DataConfig) -> list[str]
         return []
     return [
         f"{name}: only {usage.usable_documents:,} of {usage.documents:,} documents ({share:.1%} of the tokens) have "
-        f"the {config.block_size + 1} tokens of a window, and the others are never trained on; set data.sampling to "
+        f"the {config.block_size + 1} tokens of a window; the others are never trained on; set data.sampling to "
         "packed or stream, or lower data.block_size"
     ]
 

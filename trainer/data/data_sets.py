@@ -29,7 +29,7 @@ def warm_data_set(repo: str, pattern: str, data_dir: Path, cache_dir: Path, *, f
         raise UserError(f"--data {repo}:{pattern}: the data set has no such data file; it has {there}")
     twice = [name for name, count in Counter(Path(file).name for file in chosen).items() if count > 1]
     if twice:
-        raise UserError(f"--data {repo}:{pattern}: several files are called {twice[0]}; name one folder of them")
+        raise UserError(f"--data {repo}:{pattern}: several files are called {twice[0]}; choose one of their folders")
     folder = data_dir / repo.rpartition("/")[2]
     for file in chosen:
         warm_data(repo, file, folder, cache_dir, force=force, revision=commit)

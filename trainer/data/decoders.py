@@ -66,7 +66,7 @@ def explain_damage(path: Path) -> Iterator[None]:
         encoding, advice = error.encoding.upper(), "copy it again"
         if encoding.startswith("UTF-8"):
             advice = f"if it is Latin-1: {TO_UTF8}"
-        raise DataError(f"{path}: its text is not {encoding.removesuffix('-SIG')} ({error.reason}); {advice}") from None
+        raise DataError(f"{path}: not {encoding.removesuffix('-SIG')} text ({error.reason}); {advice}") from None
     except (EOFError, zlib.error, lzma.LZMAError, _DamagedError) as error:
         raise _damaged(path, error) from None
     except OSError as error:
@@ -80,7 +80,7 @@ def explain_damage(path: Path) -> Iterator[None]:
 
 
 def _damaged(path: Path, error: Exception) -> DataError:
-    return DataError(f"{path}: damaged or cut short: {error}; copy it again")
+    return DataError(f"{path}: corrupt or truncated: {error}; copy it again")
 
 
 class _DamagedError(Exception):

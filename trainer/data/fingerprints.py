@@ -101,7 +101,7 @@ def of_lines(files: Sequence[Path], lengths: Iterable[np.ndarray], *salt: str) -
             for part in _read(path, [k * total // count * piece for k in range(count)], piece):
                 digest.update(part)
         except OSError as error:
-            raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+            raise DataError(f"cannot read {path}: {error.strerror}") from None
     return digest.hexdigest()
 
 

@@ -44,12 +44,12 @@ class FlatFile:
         try:
             self.file: BinaryIO = open_for_reading(path, buffering=0)
         except OSError as error:
-            raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+            raise DataError(f"cannot read {path}: {error.strerror}") from None
         head = os.pread(self.file.fileno(), HEADER, 0)
         if not head:
-            raise DataError(f"{path}: {setting} is an empty file; it needs token ids")
+            raise DataError(f"{setting}: {path} is empty; it must contain token ids")
         if is_other(head):
-            raise DataError(f"{path}: is {describe_other(head, str(path))}")
+            raise DataError(f"{path} is {describe_other(head, str(path))}")
         numbers = np.frombuffer(head[:12], dtype="<i4") if len(head) == HEADER else [0]
         self.skip, self.dtype = 0, ""
         if numbers[0] == MAGIC:
@@ -86,7 +86,7 @@ class FlatStore(CompleteStore):
         held_out = windows * config.block_size + bool(windows)
         if total - held_out <= config.block_size:
             raise DataError(
-                f"{self.name}: has {total} tokens, too few to hold out {windows} windows (data.test_size) of "
+                f"{self.name}: {total} tokens are too few to hold out {windows} windows (data.test_size) of "
                 f"data.block_size {config.block_size} and train on the rest; lower one of them"
             )
         self._offsets = np.array([0, total - held_out, total] if held_out else [0, total], dtype=np.int64)
@@ -132,7 +132,7 @@ class FlatStore(CompleteStore):
         """
         named = {file.dtype for file in self._files}
         if len(named) > 1:
-            raise DataError(f"{self.name}: some of the files have a header and others none, or another type of ids")
+            raise DataError(f"{self.name}: the files differ in their headers or in the type of their ids")
         largest = {}
         for name in TYPES if named == {""} else named:
             dtype = np.dtype(name)

@@ -32,7 +32,7 @@ SIGNATURES: tuple[tuple[int, bytes, str, str], ...] = (  # offset, magic bytes, 
     (
         0,
         b"PK\x03\x04",
-        "a ZIP archive (or a file of torch.save, numpy.savez or Excel)",
+        "a ZIP archive (or a file from torch.save, numpy.savez or Excel)",
         "unpack it (unzip {quoted}) and use the file inside",
     ),
     (257, b"ustar", "a tar archive", "unpack it (tar -xf {quoted}) and use the file inside"),
@@ -63,7 +63,7 @@ class TextFile:
         try:
             return open_for_reading(self.path, buffering=0)
         except OSError as error:
-            raise DataError(f"{self.path}: cannot be read: {error.strerror}") from None
+            raise DataError(f"cannot read {self.path}: {error.strerror}") from None
 
     def unwrapped(self, raw: BinaryIO) -> BinaryIO:
         """Return a stream of the decoded text of a file opened by `open_raw`, from the beginning."""
@@ -155,7 +155,7 @@ def describe_other(head: bytes, name: str) -> str:
             return f"{what}; {advice.format(**places)}"
     text = head.removeprefix(BOM).lstrip()
     if head and not head.strip(b"\0"):
-        return "nothing but zero bytes: a download or copy that was never finished; fetch it again"
+        return "nothing but zero bytes, as after an unfinished download or copy; fetch it again"
     if text.startswith(b"version https://git-lfs"):
         return LFS
     if re.match(rb"<[!?A-Za-z]", text):

@@ -54,7 +54,7 @@ def read_records(config: DataConfig, cache_dir: Path, text: HeldOut, windows: Wi
         lines = cache.lines()
     except (RunError, OSError):
         if config.domain_key:
-            logger.warning(f"{cache.folder}: its index was removed, so the domains of held-out documents are not known")
+            logger.warning(f"{cache.folder}: the index was removed, so the domains of held-out documents are not known")
         return _decode(config, cache_dir, (text.store.document(line) for line in windows.lines.tolist()))
     if all(file.direct for file in lines.source.files):
         return _read_lines(lines, config, windows)

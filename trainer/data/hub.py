@@ -107,6 +107,6 @@ def _explain(error: Exception, what: str, repo: str) -> UserError | RunError:
     if "Consistency check failed" in str(error) or type(error).__name__ == "RemoteProtocolError":
         return RunError(f"{what}: the download was cut short; run this again to continue it")
     if isinstance(error, PermissionError):
-        return RunError(f"{what}: cannot be written: {error}")
+        return RunError(f"{what}: no permission to write: {error}")
     first = (str(error) or type(error).__name__).splitlines()[0]
     return RunError(f"{what}: no connection to {endpoint} ({first}); {ADVICE}")

@@ -98,21 +98,21 @@ def read_manifest(cache_dir: Path) -> Manifest:
     except OSError:
         if os.path.lexists(path) and not os.access(path, os.R_OK):
             raise OfflineCacheError(
-                f"{path}: cannot be read; have {owner_name(path)} share the cache (chmod -R a+rX), or choose another"
+                f"cannot read {path}; have {owner_name(path)} share the cache (chmod -R a+rX), or choose another"
             ) from None
         return Manifest()
     try:
         number = json.loads(text).get("format")
         if number != FORMAT:
             raise OfflineCacheError(
-                f"{path}: format {number!r} is not this version's ({FORMAT}): choose another --cache-dir, or {advice}"
+                f"{path}: format {number!r} is not this version's ({FORMAT}); choose another --cache-dir, or {advice}"
             )
         return Manifest.model_validate_json(text)
     except ValidationError as error:
         place = ".".join(map(str, error.errors()[0]["loc"]))
-        raise OfflineCacheError(f"{path}: damaged ({place}: {error.errors()[0]['msg']}); {advice}") from None
+        raise OfflineCacheError(f"{path}: corrupt ({place}: {error.errors()[0]['msg']}); {advice}") from None
     except (ValueError, AttributeError):  # not JSON, or not an object
-        raise OfflineCacheError(f"{path}: damaged; {advice}") from None
+        raise OfflineCacheError(f"{path}: corrupt; {advice}") from None
 
 
 def find_incomplete(folder: Path, files: Mapping[str, FileFacts]) -> Path | None:

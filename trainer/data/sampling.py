@@ -69,7 +69,7 @@ class TrainingText:
             if total >= length:
                 return
         raise DataError(
-            f"{self.store.name}: has {total} tokens to train on, but data.block_size {length - 1} needs {length}; "
+            f"{self.store.name}: {total} tokens to train on, but data.block_size {length - 1} needs {length}; "
             f"set data.block_size to at most {max(total - 1, 1)}"
         )
 

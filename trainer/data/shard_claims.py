@@ -133,7 +133,7 @@ class Claims:
             owner = files.owner_name(path)
             if error.errno not in NOT_PERMITTED or not owner:
                 return False
-            text = f"was left by {owner}, who has to remove it; or use a cache folder that you own"
+            text = f"left by {owner}, who has to remove it; or use a cache folder that you own"
             raise PermissionError(errno.EPERM, text, str(path)) from None
         return True
 

@@ -153,7 +153,7 @@ class Cache:
         """Raise DataError if a file has changed since this cache was made."""
         for path, stamp in zip(self.files, self.stamps, strict=True):
             if file_stamp(path) != stamp:
-                raise DataError(f"{path}: changed while it was being read; start again when it is complete")
+                raise DataError(f"{path} changed while it was being read; start again when it is complete")
 
     def shard_file(self, shard: int) -> Path:
         """Return the path of a shard."""
@@ -199,7 +199,7 @@ def write_index(cache: Cache, report: Any) -> None:
     safe_files.replace(cache.folder / "lines.u64", scan)
     cache.check_unchanged()
     if not lines:
-        raise DataError(f"{cache.name}: the file is empty; it must hold one JSON object per line")
+        raise DataError(f"{cache.name}: the file is empty; it must contain one JSON object per line")
     starts = np.memmap(cache.folder / "lines.u64", dtype="<u8", mode="r")
     lengths = (np.diff(starts[k : k + SCAN + 1]) for k in range(0, lines, SCAN))
     size = int(starts[-1])

@@ -195,7 +195,7 @@ def map_offsets(path: Path, n_lines: int) -> np.ndarray | None:
 
 def damaged(path: Path) -> DataError:
     """Return the error for a token cache file that is missing or has the wrong size."""
-    return DataError(f"{path}: damaged; remove the folder {path.parent} and start the run again to rebuild it")
+    return DataError(f"{path}: corrupt; remove the folder {path.parent} and start the run again to rebuild it")
 
 
 def read_tokens(descriptor: int, start: int, count: int, dtype: np.dtype[Any], skip: int = 0) -> np.ndarray:

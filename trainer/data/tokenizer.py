@@ -80,9 +80,9 @@ def _of_folder(name: str) -> TokenizerInfo:
         content = path.read_bytes()
         size = count_tokens(json.loads(content))
     except OSError as error:
-        raise UserError(f"data.tokenizer: {path}: cannot be read: {error.strerror}") from None
+        raise UserError(f"data.tokenizer: cannot read {path}: {error.strerror}") from None
     except (ValueError, LookupError, TypeError, AttributeError):
-        raise UserError(f"data.tokenizer: {path}: is not the tokenizer.json of a fast tokenizer") from None
+        raise UserError(f"data.tokenizer: {path} is not the tokenizer.json of a fast tokenizer") from None
     return TokenizerInfo(name, Path(name), size, hashlib.sha256(content).hexdigest())
 
 

@@ -45,7 +45,7 @@ def refuse_connections() -> None:
         raise NoNetworkError(f"a connection to {address!r} was attempted")
 
     def resolve(host: object, *_: object, **__: object) -> NoReturn:
-        raise NoNetworkError(f"the address of {host!r} was asked for")
+        raise NoNetworkError(f"the address of {host!r} was looked up")
 
     for name in ("connect", "connect_ex", "sendto"):
         setattr(socket.socket, name, refuse)

@@ -37,9 +37,9 @@ def open_tokens(config: DataConfig, cache_dir: Path) -> TokenStore:
     cache = Cache.of(config, cache_dir)
     meta = cache.meta()
     if meta is None and not cache.folder.is_relative_to(cache_dir):
-        logger.warning(f"{cache_dir}: cannot be written; tokens are kept in {cache.folder.parents[1]}")
+        logger.warning(f"cannot write to {cache_dir}; tokens are kept in {cache.folder.parents[1]}")
     if meta is None and cache.size > WAIT_BYTES and all(detect(path).direct for path in cache.files):
         cache_builder.prepare(cache)
-        print(f"{cache.name}: tokenizing what is drawn; its token cache is built in the background", file=sys.stderr)
+        print(f"{cache.name}: tokenizing on demand; the token cache is built in the background", file=sys.stderr)
         return GrowingStore(cache, partial(cache_builder.start_background, config, cache_dir))
     return CompleteStore(cache.folder, meta or cache_builder.build(config, cache_dir, allotted_cores()))

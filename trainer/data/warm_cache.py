@@ -104,14 +104,12 @@ def parser() -> argparse.ArgumentParser:
         default="text",
         help="key of the text in each line of --tokens and --characters-of (default: text)",
     )
-    p.add_argument(
-        "--workers", type=int, metavar="N", help="processes for --tokens (default: the cores that this job has)"
-    )
+    p.add_argument("--workers", type=int, metavar="N", help="processes for --tokens (default: the cores of this job)")
     p.add_argument(
         "--weights", metavar="NAME", help="download the weights of a GPT-2 from the hub, for model.init_from: gpt2, ..."
     )
     p.add_argument("--cache-dir", type=_path, default=_default_cache(), help="default: %(default)s")
-    p.add_argument("--force", action="store_true", help="fetch again what is there already")
+    p.add_argument("--force", action="store_true", help="fetch again what is already there")
     return p
 
 
@@ -240,9 +238,7 @@ def _download(name: str, revision: str, home: Path) -> tuple[dict[str, bytes], d
         files[file], commit = got.path.read_bytes(), got.commit or commit
     remove(staging)
     if not _is_sufficient(files):
-        raise UserError(
-            f"{repo}: has no vocab.json with merges.txt and no tokenizer.json, the files of a fast tokenizer"
-        )
+        raise UserError(f"{repo}: no files of a fast tokenizer (vocab.json with merges.txt, or tokenizer.json)")
     return files, {"source": f"hub:{repo}", "revision": revision, "commit": commit}
 
 
@@ -274,7 +270,7 @@ def verify_offline(folder: Path, name: str) -> dict[str, Any]:
     try:
         facts: dict[str, Any] = json.loads(run_module("ablatrix.trainer.data.tokenizer_check", str(folder)))
     except RunError as error:
-        raise UserError(f"tokenizer {name}: does not load offline: {error}") from None
+        raise UserError(f"tokenizer {name}does not load offline: {error}") from None
     return facts
 
 
@@ -298,7 +294,7 @@ def warm_tokens(paths: Sequence[Path], text_key: str, name: str, cache_dir: Path
     files = find_files(config)
     path = describe_files(config, files)
     if is_flat(files[0]):
-        raise UserError(f"--tokens {path}: holds tokens already; set data.file_path to it")
+        raise UserError(f"--tokens {path}: already tokenized; set data.file_path to it")
     cache = Cache.of(config, cache_dir)
     there = cache.meta() is not None
     begin = time.monotonic()

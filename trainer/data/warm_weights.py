@@ -22,7 +22,7 @@ def warm_weights(name: str, cache_dir: Path, force: bool = False) -> None:
     Raises UserError for a model that cannot be trained here; otherwise raises like `hub.fetch`.
     """
     if is_folder(name):
-        raise UserError(f"--weights {name}: is a folder; set model.init_from to it")
+        raise UserError(f"--weights {name}: a folder; set model.init_from to it")
     name = canonical(name)
     folder, repo = cached_folder(folder_name(name, "--weights"), cache_dir), repository(name)
     if not force and _is_there(name, cache_dir):
@@ -35,7 +35,7 @@ def warm_weights(name: str, cache_dir: Path, force: bool = False) -> None:
         try:
             got = hub.fetch(repo, file, staging, revision=commit)
         except hub.MissingFileError:
-            raise UserError(f"{repo}: has no {file}; choose the repository of a GPT-2 in that format") from None
+            raise UserError(f"{repo}: no {file}; choose a GPT-2 repository in that format") from None
         files[file], commit = FileFacts(size=got.size, sha256=got.sha256), got.commit or commit
         if file == run_files.CONFIG:
             read_huggingface(run_files.read_json(got.path) or {}, Path(repo) / file)

@@ -43,11 +43,11 @@ def find_source(name: str, cache_dir: Path) -> Source:
     if weights.exists():
         tree = run_files.read_json(config)
         if tree is None:
-            raise UserError(f"{SETTING}: {config}: is missing or not JSON; export the run again")
+            raise UserError(f"{SETTING}: {config} is missing or not JSON; export the run again")
         return Source(name, weights, read_huggingface(tree, config), huggingface=True)
     if not (folder / run_files.MODEL).exists():
         raise UserError(
-            f"{SETTING}: {folder}: has neither {SAFETENSORS} nor {run_files.MODEL}; name an exported folder, or the "
+            f"{SETTING}: {folder} has neither {SAFETENSORS} nor {run_files.MODEL}; give an exported folder, or the "
             "folder of a finished run"
         )
     try:
@@ -55,7 +55,7 @@ def find_source(name: str, cache_dir: Path) -> Source:
     except AblatrixError as error:
         raise UserError(f"{SETTING}: {config}: {error}") from None
     if None in (model.vocab_size, model.block_size):
-        raise UserError(f"{SETTING}: {config}: lacks vocab_size or block_size; name the folder of a finished run")
+        raise UserError(f"{SETTING}: {config} lacks vocab_size or block_size; give the folder of a finished run")
     return Source(name, folder / run_files.MODEL, model.resolved(0, 0), huggingface=False)
 
 
@@ -64,7 +64,7 @@ def read_huggingface(tree: dict[str, object], path: Path) -> ResolvedGPTConfig:
     try:
         return read_model(tree)
     except UnsupportedError as error:
-        raise UserError(f"{SETTING}: {path}: is not a model that can be trained here: {error}") from None
+        raise UserError(f"{SETTING}: {path} is not a model that can be trained here: {error}") from None
 
 
 def _find_cached(name: str, cache_dir: Path) -> Path:

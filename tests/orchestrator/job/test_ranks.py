@@ -110,9 +110,9 @@ def test_one_process_gets_no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("slurm", "settings", "message"),
     [
-        ("nodes: 2", {}, "trainer.strategy: is single, but a job has 2 processes"),
+        ("nodes: 2", {}, "trainer.strategy: single, but a job has 2 processes"),
         ("nodes: 2, runs_per_job: 2", {"strategy": "ddp"}, "leave out slurm.runs_per_job"),
-        ("nodes: 2, gpus_per_node: 4", {"strategy": "ddp"}, "2 windows cannot be shared equally by 8 processes"),
+        ("nodes: 2, gpus_per_node: 4", {"strategy": "ddp"}, "2 windows cannot be split evenly among 8 processes"),
     ],
 )
 def test_what_cannot_be_shared(workspace: Workspace, slurm: str, settings: dict[str, str], message: str) -> None:

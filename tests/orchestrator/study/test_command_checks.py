@@ -83,28 +83,28 @@ def test_a_config_file_holds_what_a_flag_would(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "line", "words"),
     [
-        (" {flags}", "", 3, "base.wide: never reaches the command: put {wide} or {flags} into `command`"),
-        ("--rate={rate} {flags}", "--w={wide}", 5, "features.fast.rate: never reaches the command"),
+        (" {flags}", "", 3, "base.wide: not passed to the command; put {wide} or {flags} into `command`"),
+        ("--rate={rate} {flags}", "--w={wide}", 5, "features.fast.rate: not passed to the command"),
         ("--rate={rate}", "--rate={ratte}", 2, "{ratte}: no such setting (did you mean rate?)"),
         ("base: {rate: 0.1, wide: 4}", "base: {wide: 4}", 2, "{rate}: only some features set it"),
         ("{flags}", "x{flags}", 2, "must be a word by itself"),
-        ("{flags}", "{flags} > log.txt", 2, "is not read by a shell"),
+        ("{flags}", "{flags} > log.txt", 2, "no shell reads it"),
         ("python train.py", "A=1 python train.py", 2, "give it under `env:`"),
         ("python train.py", "bash -c 'python train.py {rate}'", 2, "a shell would interpret the values in it"),
         ("--out=", '--json={"a":1} --out=', 2, "is not a placeholder"),
         ("wide: 4", 'wide: "a\\0b"', 3, "NUL"),
-        ("wide: 4", '"--wide": 4', 3, "a setting's name"),
+        ("wide: 4", '"--wide": 4', 3, "setting names consist of"),
         ("wide: 4", "wide: 4, run_dir: x", 3, "{run_dir} is defined for every run"),
         ("wide: 4}", "wide: 4, a.wide: 1}\nflags: --key=value", 4, "are the same flag"),
         ("csv: log.csv", "csv: loss.csv", 6, "written by Ablatrix"),
-        ("csv: log.csv", "csv: log.csv, jsonl: x", 6, "name one source"),
-        ("csv: log.csv", "regex: 'loss (?P<loss>.*)'", 6, "needs the step"),
+        ("csv: log.csv", "csv: log.csv, jsonl: x", 6, "give one source"),
+        ("csv: log.csv", "regex: 'loss (?P<loss>.*)'", 6, "no named group for the step"),
         ("csv: log.csv", "regex: '(?P<iter>.*) (?P<lss>.*)'", 6, "no column 'lss' (did you mean loss?)"),
         ("csv: log.csv", "csv: log.csv, columns: {los: x}", 6, "no column 'los'"),
         ("metrics: {csv: log.csv}", "env: {ABLATRIX_SEED: 1}\nmetrics: {csv: a}", 6, "set by Ablatrix"),
         ("metrics: {csv: log.csv}", "resume_command: python train.py --resume\nmetrics: {csv: a}", 5, "resumed run"),
         ("metrics: {csv: log.csv}", "seeds: 3", 2, "metrics: missing"),
-        ("metrics: {csv: log.csv}", "seeds: 3\nmetrics: {csv: a}", 6, "seeds: never reach the command"),
+        ("metrics: {csv: log.csv}", "seeds: 3\nmetrics: {csv: a}", 6, "seeds: not passed to the command"),
         ("metrics: {csv: log.csv}", "slurm: {nodes: 2}\nmetrics: {csv: a}", 6, "started once, on one node"),
         ("{rate: 0.2}", "{rate: '0.1'}", 5, "changes nothing"),
         ("command: python train.py --out={run_dir} --rate={rate} {flags}", "flags: a.b=c", 2, "without `command:`"),
@@ -120,7 +120,7 @@ def test_settings_of_the_command_line(tmp_path: Path) -> None:
     assert spec(runs(tmp_path, FILE, "wide=8")[0])["command"][4] == "--wide=8"
     with pytest.raises(Exception, match=r"--set wode: unknown key \(did you mean wide\?\)"):
         runs(tmp_path, FILE, "wode=8")
-    assert "--set rate wins over it" in refusals(tmp_path, FILE, "rate=8")[0]
+    assert "--set rate overrides it" in refusals(tmp_path, FILE, "rate=8")[0]
 
 
 def test_what_a_value_holds_is_no_placeholder() -> None:
@@ -159,12 +159,12 @@ def test_lines_that_go_on_and_texts_that_hold_such_an_end() -> None:
 @pytest.mark.parametrize(
     ("metrics", "words"),
     [
-        ("{csv: m.csv, compare: val_acc}", "val_acc: say `higher_is_better: true`, or false"),
-        ("{csv: m.csv, columns: {val_loss: eval/accuracy}}", "eval/accuracy: say `higher_is_better: true`"),
-        ("{csv: m.csv, compare: lr}", "does not measure quality"),
-        ("{regex: 'i (?P<iter>.*) (?P<val_mse>.*)'}", "to compare by another value, name it: `compare: val_mse`"),
-        ("{regex: 'i (?P<iter>.*) (?P<loss>.*)', compare: mse}", "no pattern has the group `compare` names"),
-        ("{compare: val_mse}", "metrics: name one source"),
+        ("{csv: m.csv, compare: val_acc}", "val_acc: set `higher_is_better: true`, or false"),
+        ("{csv: m.csv, columns: {val_loss: eval/accuracy}}", "eval/accuracy: set `higher_is_better: true`"),
+        ("{csv: m.csv, compare: lr}", "not a measure of quality"),
+        ("{regex: 'i (?P<iter>.*) (?P<val_mse>.*)'}", "to compare a different value, give it: `compare: val_mse`"),
+        ("{regex: 'i (?P<iter>.*) (?P<loss>.*)', compare: mse}", "no pattern has the group named by `compare`"),
+        ("{compare: val_mse}", "metrics: give one source"),
     ],
 )
 def test_measures_that_cannot_be_compared(tmp_path: Path, metrics: str, words: str) -> None:

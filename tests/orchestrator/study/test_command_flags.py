@@ -108,11 +108,11 @@ def test_switches_and_lists() -> None:
         read = parser().parse_args(command_flags.flag_words({"both": both, "item": ["-x", ""]}, flags))
         assert (read.both, read.item) == (both, ["-x", ""])
     assert "would be taken for a flag" in command_flags.flag_problem("item", ["-x"], Flags(lists="words"))
-    assert "mappings only with keys" in command_flags.flag_problem("a", [{"b c": 1}], Flags(style="a.b=c"))
+    assert "only accepts mappings" in command_flags.flag_problem("a", [{"b c": 1}], Flags(style="a.b=c"))
     assert "mapping" in command_flags.flag_problem("item", [{"a": 1}], Flags())
 
 
 @pytest.mark.parametrize("style", ["a.b=c", "config-file", "in-process"])
 def test_switches_belong_to_flags(style: Any) -> None:
-    with pytest.raises(ValidationError, match="means nothing with"):
+    with pytest.raises(ValidationError, match="has no effect with"):
         Flags(style=style, booleans="switch")

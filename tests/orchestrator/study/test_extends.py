@@ -109,7 +109,7 @@ def test_an_inherited_feature_can_be_taken_away(tmp_path: Path) -> None:
 def test_what_is_extended_cannot_be_set_but_chosen(tmp_path: Path) -> None:
     path = write(tmp_path, "sizes.yaml", SIZES)
     for key in ("extends", "configs"):
-        assert f"--set {key}: cannot be given here; choose a config with FILE#NAME" in fault(path, f"{key}=x")
+        assert f"--set {key}: not allowed here; choose a config with FILE#NAME" in fault(path, f"{key}=x")
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,7 @@ def test_what_is_extended_cannot_be_set_but_chosen(tmp_path: Path) -> None:
     [
         (SIZES, "larg", "sizes.yaml: no config 'larg' (did you mean large?); configs: small, large, own-name"),
         ("name: a\n", "large", "no config 'large'; the file has no `configs:`"),
-        (SIZES.partition("\n")[2], None, "sizes.yaml: has several configs, each a study of its own; choose one: "),
+        (SIZES.partition("\n")[2], None, "sizes.yaml: several configs, each a study of its own; choose one: "),
         ("configs: {a: {model.rope: true}}\n", "a", "variants to compare within one study are `features`"),
         ("configs: {a: {model: {rope: true}}}\n", None, "sizes.yaml:1: configs.a: a config is a study of its own"),
         ("configs: {a: {extends: b}, b: {extends: a}}\n", "a", "sizes.yaml#a -> sizes.yaml#b -> sizes.yaml#a"),
@@ -127,8 +127,8 @@ def test_what_is_extended_cannot_be_set_but_chosen(tmp_path: Path) -> None:
         ("configs: {a: {extends: smal}, small: {}}\n", "a", "no config of this file (did you mean small?)"),
         ("configs: {a: 3}\n", "a", "sizes.yaml:1: configs.a: must be settings"),
         ("configs: [a]\n", "a", "sizes.yaml:1: configs: must be names"),
-        ("configs: {a: {configs: {b: {}}}}\n", "a", "configs.a: cannot hold configs itself"),
-        ("configs: {a b: {}}\n", "a b", "sizes.yaml:1: name: a name has letters"),
+        ("configs: {a: {configs: {b: {}}}}\n", "a", "configs.a: configs cannot be nested"),
+        ("configs: {a b: {}}\n", "a b", "sizes.yaml:1: name: names have up to 80 letters"),
         ("name: x\nconfigs: {a: {bas: 1}}\n", "a", "sizes.yaml:2: bas: unknown key (did you mean base?)"),
         ("name: x\nconfig: {}\n", None, "config: unknown key (did you mean configs?)"),
     ],

@@ -73,7 +73,7 @@ def test_a_text_of_the_environment_is_no_yaml() -> None:
         ("${.x}", "put `x: ...` under vars"),
         ("${now:%Y}", "there is no ${now:...}"),
         ("${iter}", "did you mean iters?"),
-        ("a${list}", "a list within a text"),
+        ("a${list}", "a list within a string"),
     ],
 )
 def test_other_programs_references_are_translated(text: str, words: str) -> None:

@@ -82,9 +82,9 @@ def test_fingerprint_depends_on_the_whole_config_but_not_on_places(tmp_path: Pat
 @pytest.mark.parametrize(
     ("features", "words"),
     [
-        ("a: {model.rope: false}", "cell a: changes nothing: base and defaults already say model.rope: false"),
-        ("a: {model.n_embd: 48}", "cell a: changes nothing"),
-        ("a: {model.rope: true}, b: {model.rope: true}", "cell b: is the same configuration as cell a"),
+        ("a: {model.rope: false}", "cell a changes nothing: base and defaults already say model.rope: false"),
+        ("a: {model.n_embd: 48}", "cell a changes nothing"),
+        ("a: {model.rope: true}, b: {model.rope: true}", "cell b is the same configuration as cell a"),
         ("a: {model.n_head: 5}", "cell a: model: n_embd (48) is not divisible by n_head (5)"),
         ("a: {data.block_size: 64, model.block_size: 32}", "data.block_size: 64 exceeds the model's block_size 32"),
         ("a: {model.rope: 'yes'}", "features.a.model.rope: must be true or false, found 'yes'; write true"),
@@ -100,7 +100,7 @@ def test_fingerprint_depends_on_the_whole_config_but_not_on_places(tmp_path: Pat
             "a: {trainer.optimizer: muon2}",
             "features.a.trainer.optimizer: must be one of adamw, sgd, muon, adafactor, found 'muon2'",
         ),
-        ("a: {trainer.schedule: constant}", "cell a: changes nothing: base and defaults already say"),
+        ("a: {trainer.schedule: constant}", "cell a changes nothing: base and defaults already say"),
     ],
 )
 def test_faulty_cells_are_refused_with_their_line(tmp_path: Path, features: str, words: str) -> None:
@@ -113,7 +113,7 @@ def test_a_fault_is_reported_once_and_with_all_others(tmp_path: Path) -> None:
 
 
 def test_set_that_undoes_a_feature_is_reported(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"--set model\.rope wins over it"):
+    with pytest.raises(ConfigError, match=r"--set model\.rope overrides it"):
         expand(tmp_path, FIVE, ("model.rope=true",))
 
 
@@ -129,7 +129,7 @@ def test_two_cells_of_one_name_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_study_without_runs_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="gives no run"):
+    with pytest.raises(ConfigError, match="design: no runs"):
         expand(tmp_path, "design: []\n")
 
 

@@ -30,7 +30,7 @@ def test_a_webhook_is_the_name_of_a_variable(tmp_path: Path) -> None:
         ("{webhook: https://example.org/hook/1}", "its name says that it is a secret"),
         ('{webhook: "${env:MY_WEBHOOK}"}', "would copy a secret out of your environment"),
         ("{webhook: $ABLATRIX_HOOK}", "ABLATRIX_HOOK is passed to every run"),
-        ("{webhook: $SLURM_HOOK}", "is Slurm's own"),
+        ("{webhook: $SLURM_HOOK}", "reserved for Slurm"),
         ("{mail: me}", "must be one address"),
         ("{mail: -oQ/tmp@example.org}", "must be one address"),
         ("{kind: slack}", "give a `webhook:` or an address"),

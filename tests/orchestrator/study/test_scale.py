@@ -87,8 +87,8 @@ def test_sizes_are_named_by_what_tells_them_apart() -> None:
 @pytest.mark.parametrize(
     ("scale", "words"),
     [
-        ("{}", "scale: names no setting; write `scale: {model.model_type: [gpt-nano,"),
-        ("{model.n_embd: [48]}", "scale: has one size only; give at least two, or three to see a trend"),
+        ("{}", "scale: no setting given; write `scale: {model.model_type: [gpt-nano,"),
+        ("{model.n_embd: [48]}", "scale: only one size; give at least two, or three to see a trend"),
         (
             "{model.n_embd: [48, 96], model.n_layer: [3, 3, 6]}",
             "scale: every setting needs one value per size, but model.n_embd has 2, model.n_layer has 3",
@@ -96,7 +96,7 @@ def test_sizes_are_named_by_what_tells_them_apart() -> None:
         ("{model.n_embd: 48}", "scale.model.n_embd: must be a list with one value per size, found 48"),
         ("{model.n_embed: [48, 96]}", "scale.model.n_embed: unknown key (did you mean model.n_embd?)"),
         ("{system.seed: [1, 2]}", "scale.system.seed: set per run; give `seeds:` at the top level"),
-        ("{model.n_embd: [48, 48]}", "scale: has two sizes with the same settings; give each size once"),
+        ("{model.n_embd: [48, 48]}", "scale: two sizes have the same settings; give each size once"),
         ("{model.n_embd: [96, 48]}", "e.yaml:4: scale: n_embd48 trains with"),
         ("{model.n_embd: [48, 100]}", "e.yaml:4: size n_embd100: model: n_embd (100) is not divisible by n_head (3)"),
         ("{model.swiglu: [false, true]}", "features.swiglu.model.swiglu: scale sets model.swiglu at each size, so"),
@@ -104,12 +104,12 @@ def test_sizes_are_named_by_what_tells_them_apart() -> None:
         ("{model.n_embd: [48, 96], tokens_per_parameter: 0}", "tokens_per_parameter: must be more than 0"),
         (
             "{model.n_embd: [48, 96]}\ntune: {trainer.learning_rate: [1e-3, 2e-3, 4e-3]}",
-            "scale: cannot be combined with tune; tune at one size, and scale what it confirms",
+            "scale: incompatible with tune; tune at one size, and scale what it confirms",
         ),
         ("{model.n_embd: [48, 96]}\nseeds: {start: 3, up_to: 8}", "seeds: planned looks and `scale` cannot be"),
         (
             "{trainer.max_iters: [100, 200], tokens_per_parameter: 1}",
-            "scale.tokens_per_parameter: sets the length of the training, and so does scale.trainer.max_iters",
+            "scale.tokens_per_parameter: conflicts with scale.trainer.max_iters",
         ),
         (
             "[gpt-nano, gpt-micro]",

@@ -135,7 +135,7 @@ def features(count: int) -> str:
         (FIVE + "design: [{fractional: 6}]\n", "{fractional: 6}: the resolution must be one of 3, 4, 5"),
         (FIVE + "design: [{fractional: five}]\n", "the resolution must be one of 3, 4, 5"),
         (FIVE + "design: [{plackett_burman: 16}]\n", "the number of cells must be one of 12, 20, 24"),
-        (FIVE + "design: [{plackett_burman: 24}]\n", "5 features; they are too few; use {plackett_burman: 12}"),
+        (FIVE + "design: [{plackett_burman: 24}]\n", "5 features are too few; use {plackett_burman: 12}"),
         (FIVE + "design: [{all_on: 2}]\n", "{all_on: 2}: takes no number; write all_on"),
         (FIVE + "design: [fractional, plackett_burman]\n", "has fractional and plackett_burman; choose one of them"),
         (features(12) + "design: [fractional]\n", "12 features; at most 11; use {fractional: 4} or plackett_burman"),

@@ -144,7 +144,7 @@ def test_damaged_compressed_files(corpus: Path, tmp_path: Path, offline_cache: P
         raw[len(raw) // 2] ^= 0xFF
     contents = {"cut": raw[:-2000], "cut between": raw + raw[:3], "flip": raw}
     (tmp_path / "data.jsonl").write_bytes(bytes(contents[damage]))
-    with pytest.raises(DataError, match="damaged or cut short"):
+    with pytest.raises(DataError, match="corrupt or truncated"):
         opened(tmp_path / "data.jsonl", offline_cache)
 
 

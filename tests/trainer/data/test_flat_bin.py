@@ -77,7 +77,7 @@ def test_nothing_held_out_of_a_flat_file(tmp_path: Path, offline_cache: Path) ->
 @pytest.mark.parametrize(
     ("length", "fault"),
     [
-        (0, "is an empty file; it needs token ids"),
+        (0, "is empty; it must contain token ids"),
         *((length, "too few to hold out|not token ids") for length in (1, 3 * BLOCK + 1, 4 * BLOCK + 1)),
     ],
 )

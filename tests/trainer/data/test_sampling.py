@@ -188,20 +188,20 @@ def test_too_little_text_for_one_window(write_jsonl: Callable[..., Path], offlin
     config = config_of(path, sampling="stream", test_size=1, block_size=512)
     store = open_tokens(config, offline_cache)
     total = sum(len(tokens) + 1 for tokens in documents(store, config))
-    with pytest.raises(DataError, match=f"has {total} tokens to train on.*set data.block_size to at most {total - 1}"):
+    with pytest.raises(DataError, match=f"{total} tokens to train on.*set data.block_size to at most {total - 1}"):
         Batches(store, config, 2, seed=0)
     Batches(store, config.model_copy(update={"block_size": total - 1}), 2, seed=0)(0)
     Batches(store, config.model_copy(update={"sampling": "packed"}), 2, seed=0)(0)
 
 
 def test_contradictions(train: Callable[..., Path]) -> None:
-    with pytest.raises(ConfigError, match=r"data.separator: needs data.sampling packed or stream"):
+    with pytest.raises(ConfigError, match=r"data.separator: only for data.sampling packed or stream"):
         train(data__separator=5)
     with pytest.raises(ConfigError, match=r"data.separator: 4096 exceeds the last of the 4096 tokens"):
         train(data__separator=4096, data__sampling="stream")
-    with pytest.raises(ConfigError, match=r"data.document_mask: needs data.sampling packed or stream"):
+    with pytest.raises(ConfigError, match=r"data.document_mask: only for data.sampling packed or stream"):
         train(data__document_mask=True)
-    with pytest.raises(ConfigError, match=r"data.document_mask: mine:Positions cannot begin at each document"):
+    with pytest.raises(ConfigError, match=r"data.document_mask: mine:Positions cannot restart at each document"):
         train(data__document_mask=True, data__sampling="packed", model__positions="mine:Positions")
 
 

@@ -88,7 +88,7 @@ def test_a_corpus_is_tokenized_by_a_folder(folder: Path, tmp_path: Path, write_j
 
 
 def test_a_folder_without_a_tokenizer(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"tokenizer.json: cannot be read: No such file"):
+    with pytest.raises(UserError, match=r"cannot read .*tokenizer.json: No such file"):
         tokenizer.find(str(tmp_path), tmp_path)
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(UserError, match=r"is not the tokenizer.json of a fast tokenizer"):
