@@ -59,17 +59,17 @@ class GPTConfig(BaseModel):
     embd_pdrop: Probability = Field(0.1, description="dropout after the embeddings")
     resid_pdrop: Probability = Field(0.1, description="dropout after each sublayer")
     attn_pdrop: Probability = Field(0.1, description="dropout of the attention weights")
-    positions: str = _component("positions", "learned", "how the model knows positions")
+    positions: str = _component("positions", "learned", "position encoding")
     alibi_trainable: bool = Field(False, description="learn ALiBi's slopes, separately in each layer")
     feedforward: str = _component("feedforward", "gelu", "feed-forward layer; gated ones have as many parameters")
     norm: str = _component("norm", "layernorm", "normalization")
     norm_placement: Literal["pre", "post"] = Field("pre", description="norm before a sublayer, or after its residual")
     qk_norm: bool = Field(False, description="RMSNorm of each head's queries and keys (Dehghani et al. 2023)")
-    n_kv_head: Size | None = Field(None, description="heads of keys and values, shared by queries; default: n_head")
+    n_kv_head: Size | None = Field(None, description="key and value heads, shared by queries; default: n_head")
     bias: bool = Field(True, description="biases in linear layers and in LayerNorm")
     tie_embeddings: bool = Field(False, description="the head's weight is the token embedding (Press & Wolf 2017)")
     init_from: str | None = Field(
-        None, min_length=1, description="weights to start from: gpt2, an exported folder, or the folder of a run"
+        None, min_length=1, description="initial weights: gpt2, an exported folder, or the folder of a run"
     )
     swiglu: bool = Field(False, description="short for feedforward: swiglu (Shazeer 2020)")
     rmsnorm: bool = Field(False, description="short for norm: rmsnorm (Zhang & Sennrich 2019)")

@@ -79,7 +79,7 @@ def _try(where: str, module: nn.Module, config: ResolvedGPTConfig) -> None:
         return
     raise ComponentError(
         f"{where} lets positions see later ones: its output for the first tokens changes with the last token, so the "
-        "model could read what it has to predict"
+        "model could read the tokens it has to predict"
     )
 
 

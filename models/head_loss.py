@@ -111,7 +111,7 @@ class _HeadLoss(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> Any:
         (grad,) = grad_outputs
         if ctx.dx is None:
-            raise RuntimeError("the head's gradients were used up: it can be differentiated once")
+            raise RuntimeError("the head's gradients have been consumed; it can be differentiated only once")
         # give up our references, so that autograd keeps these tensors instead of copying them
         dx, dw, ctx.dx, ctx.dw = ctx.dx, ctx.dw, None, None
         if grad.device.type != "cpu" or grad.item() != 1.0:

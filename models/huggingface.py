@@ -101,7 +101,7 @@ def read_model(tree: Mapping[str, Any]) -> ResolvedGPTConfig:
     except ValidationError as error:
         raise UnsupportedError(error.errors()[0]["msg"]) from None
     except (TypeError, AttributeError, ArithmeticError) as error:
-        raise UnsupportedError(f"its settings are damaged ({error})") from None
+        raise UnsupportedError(f"its settings are invalid ({error})") from None
 
 
 def _read_gpt2(tree: Mapping[str, Any]) -> dict[str, Any]:
@@ -147,7 +147,7 @@ def _require(tree: Mapping[str, Any], name: str, *allowed: Any, default: Any = N
     value = tree.get(name, default)
     if value not in allowed:
         wanted = " or ".join(map(repr, allowed))
-        raise UnsupportedError(f"{name} is {value!r}, and models of Ablatrix have {wanted}")
+        raise UnsupportedError(f"{name} is {value!r}, but models of Ablatrix have {wanted}")
 
 
 def _find_feedforward(tree: Mapping[str, Any], kind: str, name: str, default: str) -> str:

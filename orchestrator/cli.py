@@ -29,7 +29,7 @@ File = Annotated[
 ]
 Target = Annotated[str | None, typer.Argument(help="study folder or name; default: the one submitted last")]
 Output = Annotated[Path, typer.Option("--output", help="where studies are")]
-Sets = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="override; wins over everything")]
+Sets = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="override; highest precedence")]
 LauncherName = Annotated[str, typer.Option("--launcher", help="auto, local, submitit or sbatch")]
 StudyOption = Annotated[str | None, typer.Option("--study", help="study folder or name; default: the last one")]
 RunName = Annotated[str, typer.Argument(help="run id, the beginning of one, or a cell's name")]
@@ -125,10 +125,10 @@ def submit(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="check everything, then show the plan only")] = False,
     only: Annotated[list[str] | None, typer.Option(metavar="CELL", help="only this cell (repeatable)")] = None,
     retry: Annotated[bool, typer.Option("--retry", help="rerun failed, lost and cancelled runs")] = False,
-    rerun: Annotated[list[str] | None, typer.Option(metavar="RUN", help="set its result aside, rerun it")] = None,
-    smoke: Annotated[int, typer.Option(metavar="N", min=0, help="every cell N steps first")] = 0,
+    rerun: Annotated[list[str] | None, typer.Option(metavar="RUN", help="set its result aside and rerun it")] = None,
+    smoke: Annotated[int, typer.Option(metavar="N", min=0, help="first run every cell for N steps")] = 0,
     devices: Annotated[str | None, typer.Option("-d", "--devices", help="GPUs of this machine, such as 0,1")] = None,
-    no_report: Annotated[bool, typer.Option("--no-report", help="queue no report job behind the runs")] = False,
+    no_report: Annotated[bool, typer.Option("--no-report", help="queue no report job after the runs")] = False,
     over_budget: Annotated[bool, typer.Option("--over-budget", help="more GPU-hours than `budget:` allows")] = False,
     wait: Annotated[bool, typer.Option("--wait", help="stay until all runs have ended, with live progress")] = False,
     as_json: Json = False,
@@ -160,7 +160,7 @@ def status(
     study: Target = None,
     watch: Annotated[bool, typer.Option("--watch", "-w", help="refresh until Ctrl-C")] = False,
     as_json: Json = False,
-    everything: Annotated[bool, typer.Option("--all", help="a line for every run of a large study")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="show every run, even of a large study")] = False,
     output: Output = OUT,
 ) -> None:
     """Show the state of each run, from its files and the scheduler."""
@@ -194,7 +194,7 @@ def check(
     file: File,
     sets: Sets = None,
     launcher: LauncherName = "auto",
-    retry: Annotated[bool, typer.Option("--retry", help="also for failed, lost and cancelled runs")] = False,
+    retry: Annotated[bool, typer.Option("--retry", help="also check failed, lost and cancelled runs")] = False,
     as_json: Json = False,
 ) -> None:
     """Find everything that would fail, before anything is queued. `submit` does this too."""
@@ -208,7 +208,7 @@ def check(
 def logs(
     run: RunName,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="follow it until the run ends")] = False,
-    lines: Annotated[int, typer.Option("-n", "--lines", min=0, help="how many; 0: all")] = 50,
+    lines: Annotated[int, typer.Option("-n", "--lines", min=0, help="number of lines; 0: all")] = 50,
     as_json: Json = False,
     study: StudyOption = None,
     output: Output = OUT,
@@ -309,16 +309,16 @@ def export(
 @app.command()
 def generate(
     run: AnyRun,
-    prompt: Annotated[str, typer.Option("--prompt", metavar="TEXT", help="what to continue")],
+    prompt: Annotated[str, typer.Option("--prompt", metavar="TEXT", help="prompt to continue")],
     compare: Annotated[
         list[str] | None, typer.Option(metavar="CELL", help="also a run of this cell (repeatable)")
     ] = None,
-    tokens: Annotated[int, typer.Option(min=1, help="how many to generate")] = Request.tokens,
+    tokens: Annotated[int, typer.Option(min=1, help="number of tokens to generate")] = Request.tokens,
     temperature: Annotated[
-        float, typer.Option(help="of the distribution that tokens are drawn from")
+        float, typer.Option(help="divides the logits before a token is drawn")
     ] = Request.temperature,
-    top_k: Annotated[int, typer.Option(min=0, help="draw from the likeliest tokens only; 0: from all")] = Request.top_k,
-    seed: Annotated[int, typer.Option(min=0, help="of the draws, the same for all runs")] = 0,
+    top_k: Annotated[int, typer.Option(min=0, help="draw from the N likeliest tokens only; 0: all")] = Request.top_k,
+    seed: Annotated[int, typer.Option(min=0, help="seed, the same for all runs")] = 0,
     study: StudyOption = None,
     output: Output = OUT,
 ) -> None:
@@ -334,7 +334,7 @@ def generate(
 def pack(
     study: Target = None,
     to: Annotated[Path | None, typer.Option("--to", metavar="FILE", help="default: STUDY.ablatrix.zip")] = None,
-    checkpoints: Annotated[bool, typer.Option("--checkpoints", help="also weights and checkpoints")] = False,
+    checkpoints: Annotated[bool, typer.Option("--checkpoints", help="also pack weights and checkpoints")] = False,
     output: Output = OUT,
 ) -> None:
     """Pack a study into one archive: results, configurations, code, environment and report, with their hashes."""
@@ -352,7 +352,7 @@ def replay(
     ] = None,
     seeds: Annotated[str | None, typer.Option(help="such as 1,2 or 1-3; default: the first")] = None,
     sets: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=PATH", help="where the corpus or the cache is here")
+        list[str] | None, typer.Option("--set", metavar="KEY=PATH", help="new path of the corpus or the cache")
     ] = None,
     to: Annotated[Path | None, typer.Option("--to", metavar="DIR", help="default: STUDY-replay")] = None,
     margin: Annotated[
@@ -395,7 +395,7 @@ def init(
     if site:
         verb.init_site(folder or Path())
     elif folder is None:
-        raise UserError("init: name a new folder, or give --site")
+        raise UserError("init: give a new folder, or give --site")
     else:
         verb.init(folder)
 

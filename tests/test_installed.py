@@ -183,5 +183,5 @@ def test_init_replaces_nothing(tmp_path: Path) -> None:
         assert list((tmp_path / "notes").iterdir()) == [taken]
         taken.unlink()
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(UserError, match="cannot be a workspace"):
+    with pytest.raises(UserError, match="cannot create a workspace"):
         init.create_workspace(tmp_path / "file")

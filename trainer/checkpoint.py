@@ -62,7 +62,7 @@ def find_named(name: str) -> Path:
         return path
     found = checkpoints(path)
     if not found:
-        raise UserError(f"{path}: holds no checkpoint; name another run's folder, or a checkpoint file")
+        raise UserError(f"{path}: no checkpoint found; give another run's folder, or a checkpoint file")
     return found[0]
 
 
@@ -89,7 +89,7 @@ def save(
             if checkpoint_step(old) != spare:
                 old.unlink(missing_ok=True)
     except OSError as error:  # the next save will try again
-        logger.warning(f"{error.filename}: {error.strerror}; an old checkpoint stays there")
+        logger.warning(f"{error.filename}: {error.strerror}; an old checkpoint remains there")
     return path
 
 
@@ -101,9 +101,9 @@ def load(path: Path, fingerprint: Expected) -> dict[str, Any]:
     try:
         state = _read(path)
     except DamagedError as error:
-        raise UserError(f"{path}: not a readable checkpoint ({error}); name another file") from None
+        raise UserError(f"{path}: not a readable checkpoint ({error}); choose another file") from None
     except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}; name another file") from None
+        raise UserError(f"cannot read {path}: {error.strerror}; choose another file") from None
     _require(state, path, fingerprint)
     return state
 
@@ -177,7 +177,7 @@ def _load(path: Path) -> Any:
             # The checksum was correct, so the disk has failed since
             raise OSError(errno.EIO, message) from error
         if isinstance(error, pickle.UnpicklingError):
-            message = "it holds more than tensors, numbers and strings"  # torch's own message advises loading it anyway
+            message = "it contains more than tensors, numbers and strings"  # torch's own message advises loading it anyway
         raise DamagedError(message) from None
 
 
@@ -190,14 +190,14 @@ def _check_seal(path: Path) -> None:
         file.seek(max(left, 0))
         seal = file.read(SEAL_SIZE)
         if left < 0 or not seal.startswith(SEAL):
-            raise DamagedError("its end is missing")
+            raise DamagedError("it is truncated")
         digest = hashlib.sha256()
         file.seek(0)
         while left > 0 and (part := file.read(min(left, 1 << 20))):
             digest.update(part)
             left -= len(part)
     if seal != _seal(digest.hexdigest()):
-        raise DamagedError("its checksum is wrong")
+        raise DamagedError("its checksum does not match")
 
 
 class _Hashing:
@@ -229,6 +229,6 @@ def _require(state: dict[str, Any], path: Path, fingerprint: Expected) -> None:
     wanted = fingerprint if isinstance(fingerprint, str) else fingerprint(state["step"])
     if state["fingerprint"] != wanted:
         raise UserError(
-            f"{path}: is of a run with other settings (fingerprint {state['fingerprint']}, this run has {wanted}); "
-            "choose another --system.work_dir, or name another checkpoint"
+            f"{path} is from a run with different settings (fingerprint {state['fingerprint']}, here {wanted}); "
+            "choose another --system.work_dir, or another checkpoint"
         )

@@ -32,7 +32,7 @@ def pick_device(name: str) -> torch.device:
     if here and device.type == "cuda" and device.index is not None:
         here = device.index < torch.cuda.device_count()
     if not here:
-        raise UserError(f"trainer.device: {name} is not available on this machine; use auto, or ask for a GPU node")
+        raise UserError(f"trainer.device: {name} is not available on this machine; use auto, or request a GPU node")
     return device
 
 

@@ -39,7 +39,7 @@ def export(run_dir: Path, target: Path, form: str = TRANSFORMERS) -> str:
     if form not in FORMATS:
         raise UserError(f"--format {form}: unknown; choose {' or '.join(FORMATS)}")
     if os.path.lexists(target) and not (target.is_dir() and not any(target.iterdir())):
-        raise UserError(f"--to {target}: exists and is not an empty folder; name a new one")
+        raise UserError(f"--to {target}: not an empty folder; choose a new one")
     config = weights.read_config(run_dir)
     model = ResolvedGPTConfig.of(config.model)
     try:
@@ -47,7 +47,7 @@ def export(run_dir: Path, target: Path, form: str = TRANSFORMERS) -> str:
         if form == MINGPT:
             _require_mingpt(model)
     except UnsupportedError as error:
-        raise UserError(f"{run_dir}: cannot be exported: {error}") from None
+        raise UserError(f"cannot export {run_dir}: {error}") from None
     state, step = weights.read_weights(run_dir, config)
     staging = target.parent / f".{target.name}.{uuid.uuid4().hex}"
     try:
@@ -58,7 +58,7 @@ def export(run_dir: Path, target: Path, form: str = TRANSFORMERS) -> str:
             _write_transformers(staging, config, model, state)
         staging.replace(target)
     except OSError as error:
-        raise RunError(f"{target}: cannot be written: {error.strerror or error}") from None
+        raise RunError(f"cannot write to {target}: {error.strerror or error}") from None
     finally:
         remove(staging)
     what = CLASSES[kind] if form == TRANSFORMERS else "minGPT's GPT"
@@ -92,8 +92,8 @@ def _check_logits(folder: Path, model: ResolvedGPTConfig, state: dict[str, Any])
     distance = float((ours - theirs).abs().max())
     if not distance <= TOLERANCE * max(1.0, float(ours.abs().max())):
         raise RunError(
-            f"the installed transformers computes other logits from the exported weights (they differ by "
-            f"{distance:.1e}); nothing was exported, try another version of transformers"
+            f"the installed transformers computes different logits from the exported weights (they differ by "
+            f"{distance:.1e}); nothing was exported; try another version of transformers"
         )
 
 

@@ -67,11 +67,11 @@ def _has_failed(run_dir: Path) -> bool:
 def _advice(error: OSError) -> str:
     if error.errno in FULL:
         return (
-            f"could not be written ({error.strerror}), disk full or over quota; free some space there (df and quota "
+            f"write failed ({error.strerror}): disk full or over quota; free some space there (df and quota "
             "show how much is left), then rerun the command"
         )
     if error.errno in TRANSIENT:
-        return f"the file system fails ({error.strerror}) and waiting did not help; rerun the command when it is back"
+        return f"the file system kept failing ({error.strerror}); rerun the command when it is back"
     return f"{error.strerror}; correct this and rerun the command"
 
 

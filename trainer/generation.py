@@ -58,5 +58,5 @@ def generate(run_dir: Path, request: Request) -> tuple[str, int]:
     try:
         model = GPT.from_state(config.model, state)
     except (ComponentError, RuntimeError) as error:
-        raise UserError(f"{run_dir}: its model cannot be made from its weights: {first_line(error)}") from None
+        raise UserError(f"cannot build the model of {run_dir} from its weights: {first_line(error)}") from None
     return continue_text(model, config.data, Path(config.system.cache_dir), request), step

@@ -94,7 +94,7 @@ def read_source(source: Source, device: str = "cpu") -> dict[str, Tensor]:
                 weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         return from_huggingface(source.model, weights)
     except (OSError, SafetensorError, RuntimeError) as error:
-        raise UserError(f"{SETTING}: {source.path}: cannot be read ({error}); fetch or export it again") from None
+        raise UserError(f"{SETTING}: cannot read {source.path} ({error}); fetch or export it again") from None
 
 
 def match(model: GPT, source: Source, state: dict[str, Tensor]) -> Match:
@@ -114,7 +114,7 @@ def match(model: GPT, source: Source, state: dict[str, Tensor]) -> Match:
         if value is not None and not _has_another_component(name, model.config, source.model):
             problems.append(
                 f"{SETTING}: {source.name}: {name} has shape {tuple(value.shape)}, the model's has "
-                f"{tuple(parameter.shape)}; name weights of a model of these settings"
+                f"{tuple(parameter.shape)}; choose weights of a model with these settings"
             )
     if problems:
         raise ConfigError(problems)
@@ -127,12 +127,12 @@ def _find_different_sizes(model: ResolvedGPTConfig, source: Source) -> Iterator[
         ours, theirs = getattr(model, name), getattr(source.model, name)
         if ours != theirs:
             how = "choose their data.tokenizer" if name == "vocab_size" else f"set it to {theirs}"
-            yield f"model.{name}: is {ours}, but the weights of {SETTING}: {source.name} have {theirs}; {how}"
+            yield f"model.{name}: {ours}, but the weights of {SETTING}: {source.name} have {theirs}; {how}"
     both = model.positions == source.model.positions == "learned"
     if both and model.block_size > source.model.block_size:
         yield (
             f"model.block_size: {model.block_size} exceeds the {source.model.block_size} positions of {SETTING}: "
-            f"{source.name}; lower data.block_size, or choose other positions"
+            f"{source.name}; lower data.block_size, or choose different positions"
         )
 
 

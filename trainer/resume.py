@@ -43,7 +43,7 @@ def find_step(run_dir: Path, there: RunConfig | None, config: RunConfig) -> int 
         if step <= config.trainer.max_iters and there.fingerprint_until(step) == config.fingerprint_until(step):
             return step
     raise UserError(
-        f"{run_dir}: holds a run with another configuration ({_describe(there.identity(), config.identity())})"
+        f"{run_dir} contains a run with a different configuration ({_describe(there.identity(), config.identity())})"
         f"{_explain_schedule(there, config, steps)}; choose another --system.work_dir, or remove that folder"
     )
 
@@ -57,8 +57,8 @@ def _explain_schedule(there: RunConfig, config: RunConfig, steps: Sequence[int])
     if not (steps and longer and same.identity_until(0) == there.identity_until(0)):
         return ""
     return (
-        f", and cannot go on: with schedule {schedule_name(there.trainer)} the learning rates after step "
-        f"{steady_until(there.trainer)} depend on trainer.max_iters, and its oldest checkpoint is of step {min(steps)}"
+        f", and cannot continue: with schedule {schedule_name(there.trainer)} the learning rates after step "
+        f"{steady_until(there.trainer)} depend on trainer.max_iters, its oldest checkpoint is from step {min(steps)}"
     )
 
 
@@ -81,7 +81,7 @@ def _refuse_changed(
     if changed:
         names = " and ".join(f"{name} ({attrgetter(name)(config)})" for name in changed)
         raise UserError(
-            f"{where}: the content of {names} has changed since {event}; put the old file back, or train from the "
+            f"{where}: the content of {names} has changed since {event}; restore the old file, or train from the "
             "start: with --trainer.resume=none, or with `submit --rerun RUN` in a study"
         )
 
@@ -136,5 +136,5 @@ def load(trainer: Trainer, state: dict[str, Any], origin: Path | str) -> None:
         if is_out_of_memory(error) or (isinstance(error, RuntimeError) and type(error) is not RuntimeError):
             raise
         raise UserError(
-            f"{origin}: does not fit this run ({type(error).__name__}: {first_line(error)}); remove it, or name another"
+            f"{origin} does not fit this run ({type(error).__name__}: {first_line(error)}); remove it, or use another"
         ) from error

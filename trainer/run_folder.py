@@ -31,7 +31,7 @@ def is_finished(run_dir: Path, config: RunConfig) -> bool:
     if config.trainer.resume != "auto" or summary is None or summary.get("fingerprint") != config.fingerprint():
         return False
     resuming.refuse_changed_inputs(config, run_dir / run_files.SUMMARY, "it finished")
-    logger.info(f"{run_dir}: already finished; --trainer.resume=none does it again")
+    logger.info(f"{run_dir}: already finished; --trainer.resume=none starts it again")
     return True
 
 
@@ -43,7 +43,7 @@ def claim(run_dir: Path) -> Attempt:
         if error.errno in FULL | TRANSIENT:
             raise
         where = error.filename if error.filename and os.path.lexists(error.filename) else run_dir  # what is in the way
-        raise UserError(f"{where}: cannot be written: {error.strerror}; choose another --system.work_dir") from None
+        raise UserError(f"cannot write to {where}: {error.strerror}; choose another --system.work_dir") from None
 
 
 def prepare(run_dir: Path, config: RunConfig, argv: list[str], branch: int | None = None) -> None:

@@ -23,7 +23,7 @@ def read_config(run_dir: Path) -> RunConfig:
     """Return the configuration of a trainer run, with all sizes set. Raises UserError if the folder has none."""
     path = run_dir / run_files.CONFIG
     if not path.exists():
-        raise UserError(f"{run_dir}: is not the folder of a run ({run_files.CONFIG} is missing)")
+        raise UserError(f"{run_dir} is not a run's folder ({run_files.CONFIG} is missing)")
     config = load(path)
     if None in (*config.model.sizes(), config.model.vocab_size, config.model.block_size):  # the run has not started
         return config.resolved(*tokenizer.vocabulary(config.data, Path(config.system.cache_dir)))
@@ -42,7 +42,7 @@ def read_weights(run_dir: Path, config: RunConfig) -> tuple[dict[str, Any], int]
     found = checkpoint.checkpoints(run_dir)
     if not found:
         raise UserError(
-            f"{run_dir}: has no weights ({run_files.MODEL} and checkpoints are missing); wait for its first checkpoint"
+            f"{run_dir}: no weights found (neither {run_files.MODEL} nor a checkpoint); wait for its first checkpoint"
         )
     state = checkpoint.load(found[0], config.fingerprint_until)
     return state["model"], state["step"]
@@ -53,9 +53,9 @@ def read_state(path: Path, device: str = "cpu") -> dict[str, Any]:
     try:
         state = torch.load(path, map_location=device, weights_only=True)
     except pickle.UnpicklingError:  # torch's own message advises loading it anyway
-        raise UserError(f"{path}: is damaged, or holds more than tensors; name another run") from None
+        raise UserError(f"{path} is corrupt, or contains more than tensors; choose another run") from None
     except (OSError, EOFError, RuntimeError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({first_line(error)}); name another run") from None
+        raise UserError(f"cannot read {path} ({first_line(error)}); choose another run") from None
     if not isinstance(state, dict):
-        raise UserError(f"{path}: holds no weights; name another run")
+        raise UserError(f"{path}: no weights found; choose another run")
     return state

@@ -88,7 +88,7 @@ class CommandRunner:
             self.process.start(words, self.attempt.number)
         except OSError as error:
             where = error.filename or words[0]
-            return self._fail(f"{where}: the command cannot be started: {error.strerror}", code=2)
+            return self._fail(f"{where}: cannot start the command: {error.strerror}", code=2)
         fields: dict[str, Any] = {"start": self.attempt.number, **_share_of_machine()}
         if self.resumed:
             fields["iter"] = self.table.last_step
@@ -109,7 +109,7 @@ class CommandRunner:
             return f"there is no {self.spec.checkpoint} yet: the command starts from scratch"
         if self.spec.saves_state or self.spec.metrics["path"].endswith(command.HELPER_METRICS):
             return "the same command is started again"
-        return "no resume_command is known: the command starts from scratch"
+        return "no resume_command is set: the command starts from scratch"
 
     def _restore_files(self, words: list[str]) -> None:
         """Rewrite our files that the command has overwritten, keeping the command's versions as command-<name>."""

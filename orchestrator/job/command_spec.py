@@ -41,5 +41,5 @@ def read(run_dir: Path) -> CommandSpec:
     record = run_files.read_json(run_dir / SPEC) or {}
     names = [field.name for field in dataclasses.fields(CommandSpec)]
     if not isinstance(record.get("command"), list) or not set(names) <= record.keys():
-        raise RunError(f"{run_dir / SPEC}: missing or damaged; submit the experiment again")
+        raise RunError(f"{run_dir / SPEC}: missing or corrupt; submit the experiment again")
     return CommandSpec(**{name: record[name] for name in names})

@@ -118,7 +118,7 @@ class JobMember:
         if not refusal and restart_count() and self._has_failed():
             refusal = "it failed before the job was requeued for the others"
         if not refusal and restart_count() and self.is_stopped_by_user():
-            refusal = "it was asked to stop before the job was requeued for the others"
+            refusal = "it was stopped before the job was requeued for the others"
         if self.node and self.layout is ALONE:
             refusal = "it is trained on the first node alone"
         return refusal

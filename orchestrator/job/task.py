@@ -116,14 +116,14 @@ def main(argv: Sequence[str] | None = None, start: Start = spawn) -> int:
         prog="python -m ablatrix.orchestrator.job.task", description="Train the runs of one job."
     )
     parser.add_argument("runs", nargs="+", metavar="RUN_DIR:ATTEMPT")
-    parser.add_argument("--nodes", type=int, default=1, help="of the job; this command runs on each")
-    parser.add_argument("--processes", type=int, default=1, help="that share a run on each node")
+    parser.add_argument("--nodes", type=int, default=1, help="nodes of the job; this command runs on each")
+    parser.add_argument("--processes", type=int, default=1, help="processes that share a run on each node")
     options = parser.parse_args(argv)
     layout = Layout(options.nodes, options.processes)
     pairs = [(Path(folder), int(attempt)) for folder, _, attempt in (word.rpartition(":") for word in options.runs)]
     missing = [folder for folder, _ in pairs if not await_config(folder)]
     for folder in missing:  # do not create it again
-        text = f"error: {folder}: does not exist (removed, purged or not mounted); submit again"
+        text = f"error: {folder} does not exist (removed, purged or not mounted); submit again"
         print(text, file=sys.stderr, flush=True)
     try:
         members = [JobMember(folder, attempt, layout, start) for folder, attempt in pairs if folder not in missing]

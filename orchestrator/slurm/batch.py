@@ -88,7 +88,7 @@ def check_folder(study: Path, launcher: str) -> None:
     names = [path.name for path in study.parent.iterdir()] if study.parent.is_dir() else []
     other = next((name for name in names if name.casefold() == study.name.casefold()), study.name)
     if study.name not in names and other != study.name:
-        raise UserError(f"{study.parent / other}: differs from {study.name} in case only; choose another name")
+        raise UserError(f"{study.parent / other}differs from {study.name} only in case; choose another name")
     if launcher == "submitit" and "%" in str(study.resolve()):
         raise UserError(f"{study.resolve()}: submitit expands % in paths; use --launcher sbatch")
 
@@ -97,9 +97,9 @@ def _path_problem(path: str, launcher: str) -> str:
     try:
         path.encode()
     except UnicodeEncodeError:
-        return "is not valid UTF-8"
+        return "not valid UTF-8"
     if ":" in path:
-        return "a colon would end the path of the code that jobs are to run (PYTHONPATH)"
+        return "a colon would split the path of the jobs' code in PYTHONPATH"
     if launcher != "local" and not path.isprintable():
         return "a path with control characters cannot be used with Slurm"
     # a backslash in --output turns off the replacement of %j

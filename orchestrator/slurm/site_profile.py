@@ -71,7 +71,7 @@ def find_site() -> Site:
     """Query Slurm for the site's profile. Raises ControllerError if sinfo does not answer or shows no partition."""
     partitions = parse_sinfo(commands.run_command(["sinfo", "--noheader", "--exact", f"--format={FORMAT}"]))
     if not partitions:
-        raise commands.ControllerError("sinfo: shows no partition that takes jobs")
+        raise commands.ControllerError("sinfo shows no partition that accepts jobs")
     config: dict[str, str] = {}
     with contextlib.suppress(commands.ControllerError):
         config = commands.settings()

@@ -63,7 +63,7 @@ def require_within_budget(experiment: Experiment, runs: Sequence[Run], hours: Ma
     if total > experiment.budget:
         raise UserError(
             f"budget: {count(len(runs), 'run')} will take about {total:.3g} {unit(experiment.slurm)}, the budget is "
-            f"{experiment.budget:g}; take fewer runs or steps, or give --over-budget"
+            f"{experiment.budget:g}; use fewer runs or steps, or give --over-budget"
         )
 
 

@@ -26,7 +26,7 @@ BY_LOG = (
     ),
 )
 BY_STATE = {
-    "OUT_OF_MEMORY": "out of memory: ask for more in slurm.mem, or lower trainer.batch_size",
+    "OUT_OF_MEMORY": "out of memory: request more in slurm.mem, or lower trainer.batch_size",
     "TIMEOUT": "time limit: raise slurm.time; submit --retry continues from the last checkpoint",
     "NODE_FAIL": "node failure: submit --retry continues from the last checkpoint",
     "PREEMPTED": "preempted and not requeued: submit --retry continues from the last checkpoint",

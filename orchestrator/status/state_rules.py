@@ -98,7 +98,7 @@ def _judge_finished(state: RunState, evidence: RunEvidence) -> RunState:
     """Judge a run that recorded its end but has no summary.json, which is written first."""
     if evidence.silence() < shared_fs.visibility_delay(evidence.run.folder):
         return replace(state, state="running", reason=f"finished; its {run_files.SUMMARY} is not visible here yet")
-    reason = f"it finished, but its {run_files.SUMMARY} is gone (removed since): submit --retry writes it again"
+    reason = f"it finished, but its {run_files.SUMMARY} no longer exists: submit --retry writes it again"
     return replace(state, state="lost", reason=reason, missing=(run_files.SUMMARY,))
 
 

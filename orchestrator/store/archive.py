@@ -89,7 +89,7 @@ def unpack(path: Path, folder: Path) -> dict[str, Any]:
         (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
         temporary.rename(folder)
     except READ_ERRORS as error:
-        raise UserError(f"{path}: incomplete or damaged: {error}; copy it again") from None
+        raise UserError(f"{path}: incomplete or corrupt: {error}; copy it again") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return manifest
@@ -99,17 +99,17 @@ def find_changes(folder: Path) -> list[str]:
     """Return what differs between an unpacked archive and its manifest. Raises UserError if there is no manifest."""
     manifest = run_files.read_json(folder / MANIFEST)
     if manifest is None or not _is_manifest(manifest):
-        raise UserError(f"{folder}: exists and is not an unpacked archive; choose another folder with --to")
+        raise UserError(f"{folder} exists but is not an unpacked archive; choose another folder with --to")
     found = []
     for name, wanted in manifest["files"].items():
         try:
             with open_for_reading(folder / name) as file:
                 _, sha256 = _copy(file)
         except OSError:
-            found.append(f"{name}: is missing")
+            found.append(f"{name} is missing")
             continue
         if sha256 != wanted["sha256"]:
-            found.append(f"{name}: was changed")
+            found.append(f"{name} was changed")
     return found
 
 
@@ -117,7 +117,7 @@ def _read_manifest(path: Path, packed: zipfile.ZipFile) -> dict[str, Any]:
     text = packed.read(MANIFEST).decode("utf-8", "replace") if MANIFEST in packed.namelist() else ""
     content: Any = run_files.parse_json(text)
     if not _is_manifest(content):
-        raise UserError(f"{path}: {MANIFEST} is missing or damaged; this is not an archive made by `pack`")
+        raise UserError(f"{path}: {MANIFEST} is missing or corrupt; this is not an archive made by `pack`")
     if content["schema"] != SCHEMA:
         raise UserError(f"{path}: made by a newer version of Ablatrix (schema {content['schema']}); install that one")
     return dict(content)
@@ -135,10 +135,10 @@ def _is_manifest(content: Any) -> bool:
 def _wrong_names(packed: zipfile.ZipFile, wanted: Mapping[str, Any]) -> list[str]:
     """Return what is wrong with the member names; called before anything is written."""
     names = packed.namelist()
-    found = [f"{name}: is listed in {MANIFEST} and missing" for name in wanted if name not in names]
-    found += [f"{name}: is not listed in {MANIFEST}" for name in names if name not in wanted and name != MANIFEST]
-    found += [f"{name}: is there twice" for name in sorted({name for name in names if names.count(name) > 1})]
-    return found + [f"{name!r}: leads out of the folder" for name in wanted if not _is_safe(name)]
+    found = [f"{name} is listed in {MANIFEST} but missing" for name in wanted if name not in names]
+    found += [f"{name} is not listed in {MANIFEST}" for name in names if name not in wanted and name != MANIFEST]
+    found += [f"{name} appears twice" for name in sorted({name for name in names if names.count(name) > 1})]
+    return found + [f"{name!r} leads out of the folder" for name in wanted if not _is_safe(name)]
 
 
 def _is_safe(name: str) -> bool:
@@ -154,5 +154,5 @@ def _unpack(packed: zipfile.ZipFile, name: str, folder: Path, wanted: Mapping[st
         with packed.open(name) as member, target.open("xb") as file:
             _, sha256 = _copy(member, file, wanted["bytes"])
     except READ_ERRORS as error:
-        return f"{name}: cannot be read: {error}"
-    return "" if sha256 == wanted["sha256"] else f"{name}: is not the file that was packed"
+        return f"cannot read {name}: {error}"
+    return "" if sha256 == wanted["sha256"] else f"{name} is not the file that was packed"

@@ -63,7 +63,7 @@ def take(store: Path, modules: Iterable[str] = ()) -> Path:
     for folder in (store, target):
         require_folder(folder)
         if not is_own(folder):
-            raise RunError(f"{folder}: belongs to {owner_name(folder)}, and jobs would run that code; remove it")
+            raise RunError(f"{folder} is owned by {owner_name(folder)}, and jobs would run that code; remove it")
     for name in _different(target, files):  # removed, for example by a purge of scratch
         for folder in reversed((target / name).relative_to(target).parents[:-1]):
             make_folder(target / folder)

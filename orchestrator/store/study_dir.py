@@ -101,8 +101,8 @@ class Study:
             (self.folder / STUDY).stat()
         except FileNotFoundError:
             raise RunError(
-                f"{self.folder / STUDY}: is gone (removed, purged, or its file system is not mounted any more); submit "
-                "the experiment again when the folder is back"
+                f"{self.folder / STUDY} no longer exists (removed, purged, or its file system is not mounted); submit "
+                "the experiment again once the folder is back"
             ) from None
 
     def find(self, text: str) -> StudyRun:
@@ -110,7 +110,7 @@ class Study:
         found = self.matching(text)
         if len(found) > 1:
             names = ", ".join(run.id for run in found[:12])
-            raise UserError(f"{text}: matches more than one run of {self.folder}; name one of them: {names}")
+            raise UserError(f"{text} matches more than one run of {self.folder}; choose one of them: {names}")
         return found[0]
 
     def find_any(self, text: str) -> StudyRun:
@@ -167,7 +167,7 @@ def create_study(
             _create_run(folder / run.id, run, origins)
         atomic_write(folder / STUDY, json.dumps(record, indent=1) + "\n")
     except OSError as error:
-        raise UserError(f"{error.filename or folder}: cannot be written: {error.strerror}") from None
+        raise UserError(f"cannot write to {error.filename or folder}: {error.strerror}") from None
     return load_study(folder)
 
 
@@ -207,8 +207,8 @@ def require_own(folder: Path) -> None:
     """
     if os.geteuid() and os.path.lexists(folder) and not is_own(folder):
         raise UserError(
-            f"{folder}: belongs to {owner_name(folder)}; give the study another name, or set `output:` to a folder of "
-            "your own (status, show and logs can be asked of other people's studies)"
+            f"{folder}: owned by {owner_name(folder)}; give the study another name, or set `output:` to a folder of "
+            "your own (status, show and logs also work on other people's studies)"
         )
 
 
@@ -248,7 +248,7 @@ def update_configs(study: Study, runs: Iterable[Run], origins: Origins | None = 
             if any(read_text_strict(folder / name) != text for name, text in files.items()):
                 _write_config(folder, run, files, origins)
         except OSError as error:
-            raise RunError(f"{error.filename or folder}: cannot be written: {error.strerror}") from None
+            raise RunError(f"cannot write to {error.filename or folder}: {error.strerror}") from None
 
 
 def _write_config(folder: Path, run: Run, files: Mapping[str, str], origins: Origins | None) -> None:
@@ -270,7 +270,7 @@ def read_plan(folder: Path) -> dict[str, Any]:
 def _read(folder: Path) -> tuple[dict[str, Any], Study]:
     record = run_files.read_json(folder / STUDY)
     if record is None:
-        raise UserError(f"{folder}: holds no study ({STUDY} is missing or damaged); submit the experiment again")
+        raise UserError(f"{folder}: no study found ({STUDY} is missing or corrupt); submit the experiment again")
     try:
         study = _RECORD.validate_python({**record, "folder": folder})
     except ValidationError as error:
@@ -283,7 +283,7 @@ def _read(folder: Path) -> tuple[dict[str, Any], Study]:
 
 
 def _damaged(folder: Path, problem: str) -> UserError:
-    return UserError(f"{folder / STUDY}: damaged ({problem}); submit the experiment again to rewrite it")
+    return UserError(f"{folder / STUDY}: corrupt ({problem}); submit the experiment again to rewrite it")
 
 
 def read_study(folder: Path) -> Study:
@@ -307,7 +307,7 @@ def find_study(target: str | None, output: Path = Path("out")) -> Study:
             if _holds_study(folder):
                 return load_study(folder)
         if any(os.path.isdir(folder / LOGS) for folder in folders):
-            raise UserError(f"{target}: its {STUDY} is missing (removed since?); submit the experiment again")
+            raise UserError(f"{target}: no {STUDY} (was it removed?); submit the experiment again")
         raise UserError(f"{target}: no study there; studies in {output}/: {', '.join(_studies(output)) or 'none'}")
     last = Path(run_files.read_text(personal(output / LAST)).strip() or output)
     if _holds_study(last):

@@ -115,7 +115,7 @@ def start(run_dir: Path, attempt: int, job_id: str) -> str | None:
 def _superseded(run_dir: Path, attempt: int) -> str:
     """Return a sentence if there is a newer attempt, else ''."""
     newer = newest(run_dir)  # lists the folder, which makes an NFS client query the server
-    return f"attempt {attempt} was given up, attempt {newer} has taken its place" if newer > attempt else ""
+    return f"attempt {attempt} was given up; attempt {newer} has taken its place" if newer > attempt else ""
 
 
 def _other_owner(owner: str, attempt: int, job_id: str) -> str | None:

@@ -46,7 +46,7 @@ def _pattern(pattern: str) -> str:
     except re.error as error:
         raise ValueError(f"not a regular expression: {error}") from None
     if "iter" not in compiled.groupindex:
-        raise ValueError("no named group for the step:  (?P<iter>\\d+)")
+        raise ValueError("no named group for the step: (?P<iter>\\d+)")
     return pattern
 
 
@@ -105,7 +105,7 @@ class Metrics(Part):
     def _one_source(self) -> Metrics:
         named = [kind for kind in KINDS if getattr(self, kind) is not None]
         if len(named) > 1 or (not named and (self.columns or self.file != "job.out" or not self.compare)):
-            raise ValueError(f"name one source ({', '.join(KINDS)}), got {', '.join(named) or 'none'}")
+            raise ValueError(f"give one source ({', '.join(KINDS)}), got {', '.join(named) or 'none'}")
         known = [*command.METRIC_NAMES, command.EPOCH, *([self.compare] if self.compare else [])]
         for name in (*self.columns, *self._groups()):
             if name not in known:

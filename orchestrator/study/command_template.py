@@ -30,7 +30,7 @@ def split(command: str) -> list[str]:
     try:
         words = shlex.split(_QUOTED.sub(_join_lines, command))
     except ValueError as error:
-        raise ValueError(f"invalid shell quoting:  {error}") from None
+        raise ValueError(f"invalid shell quoting: {error}") from None
     if not words:
         raise ValueError("no program given")
     operator = next((word for word in words if _OPERATORS.fullmatch(word)), None)

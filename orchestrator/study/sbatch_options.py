@@ -117,13 +117,13 @@ def checked_name(key: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9-]{0,79}", name):
         raise ValueError("not the name of an sbatch option")
     if name in OWN:
-        raise ValueError(f"set by Ablatrix itself, cannot be given under slurm.extra:  {OWN[name]}")
+        raise ValueError(f"set by Ablatrix itself, cannot be given under slurm.extra: {OWN[name]}")
     if name in _SETTINGS:
         raise ValueError(f"given as slurm.{name.replace('-', '_')} too; keep one of them")
     # sbatch accepts prefixes of options: `outp` would be a second --output
     whole = next((own for own in (*OWN, *_SETTINGS) if own.startswith(name)), None)
     if whole and name not in VALUED | SWITCHES:
-        raise ValueError(f"sbatch would read it as  --{whole}, which is set by Ablatrix itself; write the whole name")
+        raise ValueError(f"sbatch would read it as --{whole}, which is set by Ablatrix itself; write the whole name")
     return name
 
 
@@ -207,15 +207,15 @@ def as_memory(value: Any) -> str:
     Raise ValueError.
     """
     if isinstance(value, float):
-        raise ValueError("needs a unit, like `1.5G`")
+        raise ValueError("no unit; write it like `1.5G`")
     match = _MEMORY.fullmatch(as_text(value).strip())
     if not match:
-        raise ValueError("is not an amount of memory; write it like `16G` or `500M`")
+        raise ValueError("not an amount of memory; write it like `16G` or `500M`")
     number, unit = match[1], match[2].upper()
     if "." not in number:
         return number + unit
     if not unit:
-        raise ValueError("needs a unit, like `1.5G`")
+        raise ValueError("no unit; write it like `1.5G`")
     smaller = {"K": ("K", 1), "M": ("K", 1024), "G": ("M", 1024), "T": ("G", 1024)}[unit]
     return f"{math.ceil(float(number) * smaller[1])}{smaller[0]}"
 

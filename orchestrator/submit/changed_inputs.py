@@ -58,7 +58,7 @@ def refuse_changed_inputs(runs: Iterable[Run], states: Iterable[RunState], again
 def _describe(names: str, ids: Sequence[str]) -> str:
     rerun = " ".join(f"--rerun {run}" for run in ids) if len(ids) <= MOST_NAMES else "--rerun all"
     return (
-        f"{names}: the content has changed since {count(len(ids), 'run')} of this study used it ({list_names(ids)}), "
+        f"the content of {names} has changed since {count(len(ids), 'run')} of this study used it ({list_names(ids)}), "
         f"and results on different data cannot be compared; put the old file back, give the study another `name:`, or "
         f"train these again with {rerun}"
     )

@@ -165,8 +165,8 @@ def _check_flags(loaded: Loaded, start: Start, program: Program, answer: Mapping
     code, text = _run([*program.start, *subcommand, "--help"], start, "", HELP_SECONDS)
     known = _known_flags(text) if code == 0 and "usage" in text.lower() else set()
     if not known - {"--help"}:
-        why = "it does not end" if code is None else "its answer names none"
-        say(f"note: flags not checked: {script} was asked with --help, but {why}")
+        why = "it does not end" if code is None else "its output lists none"
+        say(f"note: flags not checked: {script} was run with --help, but {why}")
         return
     if answer["lenient"]:  # it accepts unknown flags, perhaps for a second parser
         return

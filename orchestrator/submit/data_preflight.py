@@ -121,13 +121,13 @@ def check_file(path: Path, setting: str = "data.file_path", alone: bool = True) 
         return
     if size == 0:
         what = "token ids" if is_flat(path) else "text, such as one JSON object per line"
-        raise UserError(f"{path}: {setting} is an empty file; it needs {what}")
+        raise UserError(f"{setting}: {path} is empty; it must contain {what}")
     try:
         with open_for_reading(path) as file:
             file.seek(max(0, size - TAIL))
             tail = file.read()
     except OSError as error:
-        raise UserError(f"{str(path)!r}: {setting} cannot be read: {error.strerror}") from None
+        raise UserError(f"{setting}: cannot read {str(path)!r}: {error.strerror}") from None
     if not is_flat(path) and detect(path).direct:
         _require_whole_end(path, tail, size <= TAIL)
 

@@ -36,7 +36,7 @@ def _require_devices(chosen: Sequence[str], wanted: str) -> None:
         indices = ", ".join(name for name in there if name.isdigit())
         raise UserError(f"--devices {wanted}: there is no GPU {', '.join(unknown)} here; GPUs: {indices}")
     if len(set(chosen)) < len(chosen):
-        raise UserError(f"--devices {wanted}: names a GPU twice")
+        raise UserError(f"--devices {wanted}: a GPU is listed twice")
 
 
 def _existing_devices() -> list[str]:

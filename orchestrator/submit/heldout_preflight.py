@@ -40,7 +40,7 @@ def describe_small(config: RunConfig, store: TokenStore | None, most_bytes: int)
         size = count(documents, "document")
         size += f" with {tokens:,} scored tokens" if text is not None else ""
         yield (
-            f"the held-out text is small ({size}), so that effects on it may not hold for other text; from "
+            f"the held-out text is small ({size}), so effects on it may not hold for other text; from "
             f"{FEW_DOCUMENTS} documents and {FEW_TOKENS:,} tokens on it can decide (data.test_size, "
             "trainer.eval_tokens)"
         )
@@ -54,7 +54,7 @@ def describe_different(configs: Iterable[RunConfig]) -> Iterator[str]:
     }
     if len(texts) > 1:
         yield (
-            "the cells are evaluated on different held-out text, so that their NLL cannot be compared; set "
+            "the cells are evaluated on different held-out text, so their NLL cannot be compared; set "
             "data.test_file, or one data.file_path and data.test_size for all"
         )
 
@@ -71,7 +71,7 @@ def find_domain_problem(data: DataConfig) -> str:
     if not records or any(find_domain(record, data.domain_key) for record in records):
         return ""
     keys = ", ".join(_list_keys(records[0]))
-    return f"no document in the beginning of the corpus has a value at {data.domain_key!r}; there are {keys}"
+    return f"no document in the beginning of the corpus has a value at {data.domain_key!r}; the keys are {keys}"
 
 
 def _list_keys(record: dict[str, object], prefix: str = "") -> Iterator[str]:

@@ -125,7 +125,7 @@ def _check_output(loaded: Loaded) -> Iterator[str]:
         elif not os.access(parent, os.W_OK | os.X_OK):
             problem = f"{parent} is not writable"
     except OSError as error:
-        problem = f"cannot be used: {error.strerror}"
+        problem = f"no access: {error.strerror}"
     if problem:
         yield f"{loaded.at('output')}output: {problem}; choose another `output:`"
 
@@ -182,7 +182,7 @@ def _check_effects(loaded: Loaded, runs: Sequence[Run]) -> Iterator[str]:
         if signature == reference:
             settings = ", ".join(f"{key}: {spell(value)}" for key, value in run.overrides.items())
             yield (
-                f"{loaded.at('features', run.features[0])}cell {run.cell}: has no effect: with {settings} the model, "
+                f"{loaded.at('features', run.features[0])}cell {run.cell} has no effect: with {settings} the model, "
                 "its first steps, the learning rates and the batches are the baseline's"
             )
 

@@ -42,7 +42,7 @@ def claim(chosen: Sequence[RunState], say: Callable[[str], object]) -> Members:
             ours = submit_attempts.take(state.run.folder, state.attempt + 1)
         except OSError as error:
             where = error.filename or state.run.folder
-            raise RunError(f"{where}: cannot be claimed: {error.strerror}") from None
+            raise RunError(f"cannot claim {where}: {error.strerror}") from None
         (members if ours else taken).append((state.run, state.attempt + 1))
     if taken:
         owner = submit_attempts.describe_owner(taken[0][0].folder, taken[0][1])
@@ -89,7 +89,7 @@ def take_snapshot(study: Study, own: Iterable[str] = ()) -> Path:
         return code
     except OSError as error:
         raise RunError(
-            f"{error.filename or study.folder.parent}: the code snapshot cannot be written: {error.strerror}"
+            f"cannot write the code snapshot to {error.filename or study.folder.parent}: {error.strerror}"
         ) from None
 
 
@@ -140,7 +140,7 @@ def queue(launcher: Launcher, batch: Batch) -> list[str]:
         base = _lost_answer(batch, error)
     except OSError as error:  # the job script cannot be written
         release(batch.members, f"not queued: {error}")
-        raise _unwritten(error, "nothing of it was queued") from None
+        raise _unwritten(error, "none of it was queued") from None
     except UserError as error:  # raised before sbatch was called
         release(batch.members, f"not queued: {error}")
         raise
@@ -174,9 +174,7 @@ def released_on_error(members: Members) -> Iterator[None]:
 
 
 def _unwritten(error: OSError, outcome: str) -> RunError:
-    return RunError(
-        f"{error.filename or 'the study'}: cannot be written: {error.strerror}; {outcome}; submit again later"
-    )
+    return RunError(f"cannot write to {error.filename or 'the study'}: {error.strerror}; {outcome}; submit again later")
 
 
 def record(batch: Batch, launcher: str, ids: Sequence[str]) -> None:
@@ -197,8 +195,8 @@ def _lost_answer(batch: Batch, error: commands.ControllerError) -> str:
         return found
     if uncertain:
         raise RunError(
-            f"{error}; whether the jobs are queued is not known. Submit again in {submit_attempts.VOID_AFTER:.0f} s: "
-            "what is in the queue by then is found, the rest is queued, nothing twice"
+            f"{error}; whether the jobs are queued is unknown. Submit again in {submit_attempts.VOID_AFTER:.0f} s: "
+            "jobs that are in the queue by then are found, only the others are queued"
         )
     release(batch.members, "waits for room in the queue" if site_limits.is_limit(error) else str(error))
     raise RefusedError(error)
@@ -231,12 +229,9 @@ def release_held(study: Study, jobs: Mapping[str, job_parsing.Job] | None, say: 
         return
     try:
         commands.release(ours)
-        say(f"{count(len(ours), 'job')} that Slurm held because a node could not start them: released")
+        say(f"released {count(len(ours), 'job')} that Slurm held because a node could not start them")
     except commands.ControllerError as error:
-        say(
-            f"held by Slurm and cannot be released: {count(len(ours), 'job')} ({error}); "
-            "cancel them and submit with --retry"
-        )
+        say(f"cannot release {count(len(ours), 'job')} held by Slurm ({error}); cancel them and submit with --retry")
 
 
 def _tokens(study: Study) -> set[str]:

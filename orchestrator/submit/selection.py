@@ -33,7 +33,7 @@ class Selection:
             (self.failed, "failed, lost or cancelled; --retry reruns them"),
             (self.done, "done already, results reused"),
             (self.active, "queued or running already"),
-            (self.held, "wait for results of others, or are not needed"),
+            (self.held, "waiting for other results, or not needed"),
             (self.chosen, "to run"),
         )
         return [f"{len(states)} {text}" for states, text in groups if states]
@@ -83,11 +83,11 @@ def put_aside(runs: Collection[StudyRun], states: Iterable[RunState]) -> None:
     active = {state.run.id for state in states if state.active}
     for run in runs:
         if run.id in active:
-            raise RunError(f"{run.id}: is queued or running; cancel it first")
+            raise RunError(f"{run.id} is queued or running; cancel it first")
     for run in runs:
         number = next(n for n in range(1, 10**6) if not os.path.lexists(f"{run.folder}.old-{n}"))
         try:
             require_folder(run.folder)
             run.folder.rename(f"{run.folder}.old-{number}")
         except OSError as error:
-            raise RunError(f"{run.folder}: cannot be put aside: {error.strerror}") from None
+            raise RunError(f"cannot set {run.folder} aside: {error.strerror}") from None

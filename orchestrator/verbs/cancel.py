@@ -32,9 +32,9 @@ def cancel(
 ) -> None:
     """Cancel the named runs or, with `everything`, all runs of a study and its helper jobs; ask first unless `yes`."""
     if bool(names) == everything:
-        raise UserError("cancel: name the runs, or give --all")
+        raise UserError("cancel: give runs, or --all")
     if as_json and not yes:
-        raise UserError("cancel: --json asks nothing; add --yes")
+        raise UserError("cancel: --json cannot ask for confirmation; add --yes")
     found = study_dir.find_study(study, output)
     wanted = None if everything else {run.id for name in names for run in found.matching(name)}
     states = find_affected(study_state.collect(found), wanted)
@@ -90,7 +90,7 @@ def cancel_runs(states: Sequence[RunState]) -> list[str]:
         except ProcessLookupError:
             continue
         except PermissionError:
-            raise UserError(f"process {pid} is another user's; only that user can cancel its runs") from None
+            raise UserError(f"process {pid} belongs to another user; only that user can cancel its runs") from None
     return [state.run.id for state in states]
 
 
@@ -121,7 +121,7 @@ def _find_process(state: RunState) -> int:
     """Return the process to signal: a run's trainer, or the `submit` that a waiting run is queued in."""
     event = run_evidence.find_owner(state.run)
     if event is None:
-        raise UserError(f"{state.run.id}: is being submitted, its process or job is not yet known; try again later")
+        raise UserError(f"{state.run.id}is being submitted, and its process or job is not known yet; try again later")
     if not run_evidence.is_here(event) and event.get("host") != socket.gethostname():
-        raise UserError(f"{state.run.id}: runs on {event.get('host')} without Slurm; cancel it there")
+        raise UserError(f"{state.run.id}runs on {event.get('host')} without Slurm; cancel it there")
     return int(event["pid"])

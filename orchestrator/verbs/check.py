@@ -49,7 +49,7 @@ def _describe_outcome(lines: Sequence[str]) -> str:
 def _find_notes(planned: Plan) -> list[str]:
     """Return notes on things that are worth knowing but not wrong."""
     old = json_schema.outdated(planned.loaded.source.path)
-    renew = f"{old} is another version's, editors may be wrong; renew it with: {renewal_command(old)}" if old else ""
+    renew = f"{old} is from another version, so editors may err; renew it with: {renewal_command(old)}" if old else ""
     return [note for note in (_describe_waves(planned), renew) if note]
 
 

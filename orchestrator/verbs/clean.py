@@ -63,7 +63,7 @@ def find_items(study: Study) -> list[Item]:
     """Return what no run, report or resume needs. Raises UserError if the study is another user's."""
     study_dir.require_own(study.folder)
     unused = unused_code.find_unused(study_dir.snapshot_store(study.folder))
-    return [*_run_items(study), *_set_aside(study), *(_item(path, "code that no run names") for path in unused)]
+    return [*_run_items(study), *_set_aside(study), *(_item(path, "code that no run uses") for path in unused)]
 
 
 def remove_items(study: Study, items: Sequence[Item]) -> list[Item]:
@@ -89,7 +89,7 @@ def _run_items(study: Study) -> Iterator[Item]:
         if state.active:
             continue
         for path in sorted(folder.glob("*.bad*")):
-            yield _item(path, "damaged checkpoint, set aside", state.run)
+            yield _item(path, "corrupt checkpoint, set aside", state.run)
         if state.state == "done":
             for path in _older_checkpoints(folder):
                 yield _item(path, "older checkpoint of a finished run", state.run)

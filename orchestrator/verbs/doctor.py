@@ -67,7 +67,7 @@ def _check_torch() -> Finding:
         return Finding("PyTorch", FAULT, f"does not start: {error}", "install it again: see the README")
     if shown.returncode:
         last = (shown.stderr.strip().splitlines() or ["no message"])[-1]
-        return Finding("PyTorch", FAULT, f"cannot be imported: {last}", "install it again: see the README")
+        return Finding("PyTorch", FAULT, f"import failed: {last}", "install it again: see the README")
     version, seen, bf16 = shown.stdout.split()
     if gpus and seen == "0":
         advice = "install the CUDA build: make TORCH=cuda, or pip with requirements-cuda.txt"
@@ -108,7 +108,7 @@ def _check_cache() -> Finding:
     except AblatrixError as error:
         return Finding("offline cache", FAULT, str(error))
     if not names:
-        return Finding("offline cache", WARNING, f"{cache} holds no tokenizer", warm)
+        return Finding("offline cache", WARNING, f"{cache} has no tokenizer", warm)
     weights = f"; weights of {', '.join(sorted(manifest.models))}" if manifest.models else ""
     return Finding("offline cache", OK, f"{cache}: {', '.join(names)}{weights}")
 

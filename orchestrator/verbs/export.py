@@ -24,4 +24,4 @@ def export(run: str, target: Path, study: str | None, output: Path, *, form: str
 def require_own_trainer(run: StudyRun) -> None:
     """Raise UserError for a run of a user's command, whose weights are in its own format."""
     if run_facts.is_command(run.folder):
-        raise UserError(f"{run.id}: is a run of your own command, which keeps its weights itself; see {run.folder}")
+        raise UserError(f"{run.id} is a run of your own command, which keeps its weights itself; see {run.folder}")

@@ -49,17 +49,17 @@ def create_workspace(folder: Path) -> list[Path]:
     except FileNotFoundError:
         taken = []
     except OSError as error:
-        raise UserError(f"{folder}: cannot be a workspace: {error.strerror}; choose another folder") from None
+        raise UserError(f"cannot create a workspace in {folder}: {error.strerror}; choose another folder") from None
     if taken:
         shown = ", ".join(taken[:5]) + (", ..." if len(taken) > 5 else "")
-        raise UserError(f"{folder}: is not empty ({shown}); choose a new folder, nothing there was changed")
+        raise UserError(f"{folder} is not empty ({shown}); choose a new folder (nothing was changed)")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in files.items():
             with (folder / name).open("x", encoding="utf-8") as file:
                 file.write(text)
     except OSError as error:
-        raise UserError(f"{error.filename or folder}: cannot be written: {error.strerror}") from None
+        raise UserError(f"cannot write to {error.filename or folder}: {error.strerror}") from None
     return [folder / name for name in files]
 
 
@@ -83,9 +83,9 @@ def init_site(folder: Path) -> None:
         with path.open("x", encoding="utf-8") as file:
             file.write(site_text(site))
     except FileExistsError:
-        raise UserError(f"{path}: exists already; remove it, or name another folder") from None
+        raise UserError(f"{path} already exists; remove it, or choose another folder") from None
     except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror}") from None
+        raise UserError(f"cannot write {path}: {error.strerror}") from None
     print(path)
     print(f"partition {site.chosen.name}; compare with the comments in the file, then write `extends: {SITE}`")
 

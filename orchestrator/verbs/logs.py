@@ -30,7 +30,7 @@ ASK_EVERY = 10  # polls without output between checks whether the run is still a
 def logs(run: str, study: str | None, output: Path, *, lines: int, keep_following: bool, as_json: bool = False) -> None:
     """Print the last lines of a run's log; with `keep_following`, all of it until the run ends."""
     if keep_following and as_json:
-        raise UserError("logs: --follow and --json exclude each other")
+        raise UserError("logs: --follow and --json cannot be combined")
     found = study_dir.find_study(study, output)
     chosen = found.find_any(run)
     if as_json:
@@ -86,7 +86,7 @@ def read_log(run: StudyRun, lines: int) -> str:
     path = log or run.folder / run_files.JOB_OUT
     if not path.exists():
         study = shlex.quote(str(run.folder.parent))
-        raise UserError(f"{run.id}: has no log yet ({path}); see: {program()} status {study}")
+        raise UserError(f"{run.id}: no log yet ({path}); see: {program()} status {study}")
     kept = log_tail.tail_text(path, LONGEST_TAIL if lines else LONGEST_LOG).splitlines()
     text = "\n".join(kept[-lines:])
     return _label_job_log(path, text) if log else text

@@ -78,7 +78,7 @@ def _code_files(study: Study, notes: list[str]) -> dict[str, Path | bytes]:
     store, found = study_dir.snapshot_store(study.folder), dict[str, Path | bytes]()
     for name in provenance.snapshots_of(run.folder for run in study.runs):
         if code_snapshot.removed_files(store / name) != []:
-            notes.append(f"{store / name}: is gone or was changed, so that the runs cannot be replayed with their code")
+            notes.append(f"{store / name}was removed or changed, so the runs cannot be replayed with their code")
             continue
         paths = [path for path in (store / name).rglob("*") if path.is_file() and path.suffix != ".pyc"]
         paths += [path for path in [store / f"{name}.patch"] if path.is_file()]
@@ -100,7 +100,7 @@ def _experiment_files(study: Study) -> tuple[dict[str, Path | bytes], str | None
     root = os.path.commonpath([file.parent for file in files])
     names = {file: f"{EXPERIMENT}/{file.relative_to(root)}" for file in files}
     other = {run.id for run in planned.runs} ^ {run.id for run in study.runs}
-    edited = f"{path}: plans other runs than the study has (edited since, or submitted with --set)"
+    edited = f"{path} plans different runs than the study has (edited since, or submitted with --set)"
     main = names[planned.loaded.source.path.resolve()]
     return {name: file for file, name in names.items()}, main, [edited] if other else []
 

@@ -213,7 +213,7 @@ def _show_schedules(planned: Plan, console: Console) -> None:
     for path in lr_schedules.write(found, planned.folder):
         console.print(str(path))
     if len(found) > lr_schedules.MOST:
-        console.print(f"the picture shows the first {lr_schedules.MOST} of {len(found)} schedules")
+        console.print(f"the plot shows the first {lr_schedules.MOST} of {len(found)} schedules")
 
 
 def make_plan(options: Options) -> Plan:

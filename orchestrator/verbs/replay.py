@@ -146,7 +146,7 @@ def open_archive(path: Path, to: Path | None) -> tuple[Path, Study]:
     problems += find_contradictions(of_study(study, {}))
     for snapshot in provenance.snapshots_of(run.folder for run in study.runs):
         if (code := folder / study_dir.SNAPSHOTS / snapshot).is_dir() and code_snapshot.removed_files(code) != []:
-            problems.append(f"code snapshot {snapshot}: is other code than the runs were made with")
+            problems.append(f"code snapshot {snapshot}: differs from the code that the runs were made with")
     if problems:
         raise ConfigError(problems)
     return folder, study
@@ -179,7 +179,7 @@ def _write_runs(folder: Path, runs: Sequence[StudyRun], sets: Sequence[str]) -> 
     chosen = {run.id for run in runs}
     for run in runs:
         if run_facts.is_command(run.folder):
-            return f"{run.id}: runs a command of its author, whose files are not in the archive"
+            return f"{run.id} runs a command of its author, whose files are not in the archive"
         codes = provenance.snapshots_of([run.folder])
         if not codes or not all((folder / study_dir.SNAPSHOTS / name).is_dir() for name in codes):
             return f"{run.id}: the archive does not have the code of its runs"
@@ -203,7 +203,7 @@ def _parse_places(sets: Sequence[str]) -> dict[str, str]:
     pairs = dict(text.partition("=")[::2] for text in sets)
     for key, value in pairs.items():
         if key not in PLACES or not value:
-            raise UserError(f"--set {key}: replay only takes new places of files: {', '.join(PLACES)}")
+            raise UserError(f"--set {key}: replay only accepts new locations of files: {', '.join(PLACES)}")
     return pairs
 
 
@@ -229,8 +229,8 @@ def _changed(run: StudyRun, settings: Mapping[str, Any], inputs: changed_inputs.
     flat, found = dotted.flatten(settings), []
     for name, setting in recorded_inputs.SETTINGS.items():
         if name in record and record[name] != here.get(name):
-            what = "has another content than in the archive" if name in here else "cannot be read here"
-            text = f"{setting} ({flat.get(setting)}) {what}; --set {setting}=PATH names another place"
+            what = "differs from the archived file" if name in here else "cannot be read here"
+            text = f"{setting} ({flat.get(setting)}) {what}; --set {setting}=PATH gives another location"
             if setting == "data.tokenizer" and name not in here:
                 text += ", `warm-cache --tokenizer NAME` puts one into the offline cache"
             found.append(text)

@@ -17,10 +17,10 @@ def schema(output: Path | None, check: Path | None) -> None:
     try:
         if check:
             if read_bytes(check).decode("utf-8", "replace") != text:
-                raise RunError(f"{check}: is not this version's schema; renew it with: {renewal_command(check)}")
+                raise RunError(f"{check} is not this version's schema; renew it with: {renewal_command(check)}")
         elif output:
             if output.exists() and not output.is_file():
-                raise UserError(f"{output}: is not a plain file; choose another one, or use > instead")
+                raise UserError(f"{output} is not a plain file; choose another, or use > instead")
             atomic_write(output, text, durable=False)
         else:
             print(text, end="")

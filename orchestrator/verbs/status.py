@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 def status(study: str | None, output: Path, console: Console, *, watch: bool, as_json: bool, everything: bool) -> None:
     """Show the state of each run of a study: once, as JSON, or until Ctrl-C."""
     if watch and as_json:
-        raise UserError("status: --watch and --json exclude each other; call status --json again and again")
+        raise UserError("status: --watch and --json cannot be combined; call status --json repeatedly")
     found = study_dir.find_study(study, output)
     if watch:
         with interrupts.explained("stopped watching; the runs go on"):

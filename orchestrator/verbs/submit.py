@@ -235,7 +235,7 @@ def _update_folders(plan: Plan, study: Study, ids: set[str]) -> None:
                 facts["continued_from"] = {"run": before.folder.name, "iter": before.start}
             provenance.add_facts(folder, facts)
     except OSError as error:
-        raise RunError(f"{error.filename or study.folder}: cannot be written: {error.strerror}") from None
+        raise RunError(f"cannot write to {error.filename or study.folder}: {error.strerror}") from None
 
 
 def _run_local(plan: Plan, study: Study, chosen: Sequence[RunState], code: Path, console: Console) -> None:

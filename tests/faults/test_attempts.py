@@ -44,7 +44,9 @@ def test_the_newest_attempt_owns_the_run(tmp_path: Path) -> None:
     second = Attempt.take(tmp_path / "run")
     assert second.number == 2 and second.still_mine() and not first.still_mine()
     second.require()
-    with pytest.raises(SupersededError, match=r"another trainer has this run \(attempt 2, this is attempt 1\)"):
+    with pytest.raises(
+        SupersededError, match=r"another trainer has taken over this run \(attempt 2, this is attempt 1\)"
+    ):
         first.require()
 
 
@@ -94,7 +96,7 @@ def test_paused_attempt_wakes_up_beside_its_successor(trainers: Trainers, second
         assert set(after) == set(before)
     assert second.wait() == 0
     assert same_result(run, undisturbed)
-    assert "another trainer has this run (attempt 2, this is attempt 1)" in first.log.read_text()
+    assert "another trainer has taken over this run (attempt 2, this is attempt 1)" in first.log.read_text()
     record = next(r for r in read_events(run) if r["event"] == "superseded")
     assert record["start"] == 1
     begun = [(r["event"], r["start"]) for r in read_events(run) if r["event"] in ("started", "resumed")]

@@ -247,7 +247,7 @@ class TestSpikes:
     def test_jumps(self, tmp_path: Path, kept: int, caplog: pytest.LogCaptureFixture) -> None:
         found = self.run(tmp_path, self.rows(grad_norm=(14, 50.0), loss=(20, 11.0)), kept)
         assert found == [(15, "grad_norm"), (21, "loss")]
-        assert "iter 15: grad_norm 50, lately 1.1 (lr 1.00e-03)" in caplog.text
+        assert "iter 15: grad_norm 50, recently 1.1 (lr 1.00e-03)" in caplog.text
 
     def test_said_once_while_it_lasts(self, tmp_path: Path) -> None:
         rows = self.rows()

@@ -241,7 +241,7 @@ class TestMistakes:
             ({"data__tokenizer": "nobody/nothing"}, " warm-cache"),
             ({"data__block_size": 100000}, "set data.block_size to at most"),
             ({"trainer__device": "cuda:99"}, "cuda:99 is not available"),
-            ({"trainer__resume": "missing.pt"}, "missing.pt: cannot be read"),
+            ({"trainer__resume": "missing.pt"}, "cannot read missing.pt: "),
         ],
         ids=lambda v: next(iter(v)) if isinstance(v, dict) else "",
     )
@@ -250,14 +250,14 @@ class TestMistakes:
 
     def test_unwritable_output(self, command: Command) -> None:
         (command.folder / "file").write_text("")
-        assert "file/run: cannot be written: Not a directory" in self.refused(command, work_dir="file/run")
+        assert "cannot write to file/run: Not a directory" in self.refused(command, work_dir="file/run")
 
     def test_folder_of_another_configuration(self, command: Command) -> None:
         command.run()
         before = {p.name: p.read_bytes() for p in (command.folder / "run").iterdir() if p.is_file()}
         done = command.run(code=2, trainer__learning_rate=1e-2)
         assert (
-            "run: holds a run with another configuration (trainer.learning_rate: 0.0003 there, 0.01 here)"
+            "run contains a run with a different configuration (trainer.learning_rate: 0.0003 there, 0.01 here)"
             in done.stderr
         )
         assert "choose another --system.work_dir" in done.stderr

@@ -90,5 +90,5 @@ def test_resume_from_a_runs_folder(train: Callable[..., Path], tmp_path: Path) -
     longer = train("longer", trainer__max_iters=12, trainer__resume=first)
     assert without_clock(longer) == without_clock(first)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="holds no checkpoint"):
+    with pytest.raises(UserError, match="no checkpoint found"):
         train("second", trainer__resume=tmp_path / "empty")

@@ -116,9 +116,9 @@ def test_a_longer_context_is_possible_without_learned_positions(gpt2: Path) -> N
 @pytest.mark.parametrize(
     ("damage", "problem"),
     [
-        (lambda folder: (folder / "model.safetensors").write_bytes(b"x" * 99), "cannot be read"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b"x" * 99), "cannot read "),
         (lambda folder: (folder / "config.json").unlink(), "is missing or not JSON"),
-        (lambda folder: change_config(folder, n_embd=None), "its settings are damaged"),
+        (lambda folder: change_config(folder, n_embd=None), "its settings are invalid"),
         (lambda folder: change_config(folder, model_type=[]), r"model_type \[\] is neither gpt2 nor llama"),
         (lambda folder: (folder / "model.safetensors").unlink(), "has neither model.safetensors nor model.pt"),
         (

@@ -252,12 +252,12 @@ class TestOwn:
                 "no_such_module:A",
                 "there is no module no_such_module; put its folder on PYTHONPATH, or start in the folder",
             ),
-            ("broken_callbacks:A", "cannot be imported: NameError: name 'undefined' is not defined$"),
+            ("broken_callbacks:A", "import failed: NameError: name 'undefined' is not defined$"),
             ("own_callbacks:Recoder", r"module own_callbacks \(.*\) has no Recoder \(did you mean Recorder\?\)"),
-            ("own_callbacks:function", "is not a class"),
+            ("own_callbacks:function", "not a class"),
             ("own_callbacks:Typo", r"on_batch is not an event \(did you mean on_batch_end\?\); events: on_train_start"),
-            ("own_callbacks:Nothing", "has none of the methods on_train_start"),
-            ("own_callbacks:Asks", "cannot be made without arguments: TypeError"),
+            ("own_callbacks:Nothing", "none of the methods on_train_start"),
+            ("own_callbacks:Asks", "no instance without arguments: TypeError"),
         ],
     )
     def test_mistakes_leave_nothing_behind(

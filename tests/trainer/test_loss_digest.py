@@ -59,7 +59,7 @@ def test_what_it_says(run: Path) -> None:
     path.write_text(CHANGES["cut"](whole))
     assert found(run) == "loss.csv has been changed since: 5 of 12 rows, it ends at step 5 of 12"
     path.write_text("")
-    assert found(run) == "no row of loss.csv can be read any more"
+    assert found(run) == "no row of loss.csv can be read anymore"
     path.write_text(CHANGES["one digit"](whole))
     os.utime(path, (2e9, 2e9))
     assert found(run) == "loss.csv has been changed since: 12 of 12 rows, not as they were written"

@@ -60,7 +60,9 @@ def test_more_steps(train: Train, settings: dict[str, Any], steps: int, origin: 
 def test_a_schedule_that_depends_on_the_end(train: Train) -> None:
     folder = train(trainer__max_iters=12, trainer__schedule="cosine")
     before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
-    with pytest.raises(UserError, match=r"trainer.max_iters: 12 there, 16 here\), and cannot go on: with schedule cos"):
+    with pytest.raises(
+        UserError, match=r"trainer.max_iters: 12 there, 16 here\), and cannot continue: with schedule cos"
+    ):
         train(trainer__max_iters=16, trainer__schedule="cosine")
     with pytest.raises(UserError, match=r"16 here, trainer.learning_rate: 0.01 there, 0.02 here\); choose"):
         train(trainer__max_iters=16, trainer__schedule="cosine", trainer__learning_rate=2e-2)

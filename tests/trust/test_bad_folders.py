@@ -66,7 +66,7 @@ def script(workspace: Workspace, *commands: str) -> list[Step]:
 READ_ONLY = {
     "status study": (0, ""),
     "cancel --all -y --study study": (0, ""),
-    "submit study.yaml --launcher local": (2, "out/study/study.json: cannot be written: Read-only file system"),
+    "submit study.yaml --launcher local": (2, "cannot write to out/study/study.json: Read-only file system"),
     "submit study.yaml --launcher local --rerun baseline": (2, "is not writable; choose another `output:`"),
     "plan study.yaml": (0, ""),
     "plan study.yaml --launcher sbatch --sbatch": (0, ""),
@@ -112,7 +112,7 @@ def test_gone_in_the_middle(work: Workspace, cases: Cases, tally: Tally) -> None
     _, gone, left, looked, _, went_on = script(
         again, mount, vanish, ":find out -mindepth 1", f"{ABLATRIX} status study", mount, f"{SUBMIT} --retry"
     )
-    assert gone.code == 1 and "out/study/study.json: is gone" in gone.sentence(), gone
+    assert gone.code == 1 and "out/study/study.json no longer exists" in gone.sentence(), gone
     assert left.out == "", "something was made where the folder had been"
     assert looked.code == 2 and "no study there" in looked.sentence()
     assert went_on.code == 0, went_on

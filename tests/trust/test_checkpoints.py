@@ -111,7 +111,7 @@ def test_other_damage_is_refused(folder: Path, damage: Callable[[bytes], bytes])
 
 
 def test_a_folder_is_no_checkpoint(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"not a readable checkpoint \(not a file\); name another file"):
+    with pytest.raises(UserError, match=r"not a readable checkpoint \(not a file\); choose another file"):
         checkpoint.load(tmp_path, "aaaa")
 
 
@@ -195,5 +195,5 @@ def test_a_state_that_does_not_fit_is_an_error_of_one_line(trainers: Trainers, w
     added = log.read_text().removeprefix(before)
     assert "Traceback" not in added
     assert added.splitlines()[-1].startswith("error: ")
-    assert f"{path}: does not fit this run (" in added
+    assert f"{path} does not fit this run (" in added
     assert os.path.exists(path)

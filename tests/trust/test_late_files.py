@@ -118,7 +118,7 @@ def test_a_summary_that_is_seen_after_the_event_that_tells_of_it(study: Study, m
         view.show(now, 0.0)
         found.append((study_state.collect(study)[0].state, study_state.collect(study)[0].reason))
     assert found[0] == found[1] == ("running", "finished; its summary.json is not visible here yet")
-    assert found[2][0] == "lost" and "its summary.json is gone (removed since)" in found[2][1]
+    assert found[2][0] == "lost" and "its summary.json no longer exists" in found[2][1]
 
 
 def test_files_that_are_at_hand_are_not_waited_for(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -119,9 +119,9 @@ def test_names_that_differ_in_case_only_are_refused(tmp_path: Path, verb: Verb) 
 @pytest.mark.parametrize(
     ("name", "launcher", "words"),
     [
-        ("co:lon", "local", "a colon would end the path of the code"),
+        ("co:lon", "local", "a colon would split the path"),
         ("back\\slash", "sbatch", "Slurm finds no log in a path with a backslash"),
-        (os.fsdecode(b"\xff"), "local", "is not valid UTF-8"),
+        (os.fsdecode(b"\xff"), "local", "not valid UTF-8"),
         ("new\nline", "sbatch", "control characters cannot be used with Slurm"),
         ("a%jb", "submitit", "submitit expands % in paths"),
     ],

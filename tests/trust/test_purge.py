@@ -94,7 +94,7 @@ def test_a_study_without_its_plan_has_to_be_submitted_again(verb: Verb) -> None:
     for name in ("status", "report"):
         code, _, errors = verb(name, STUDY)
         assert code == 2
-        assert "study.json is missing (removed since?); submit the experiment again" in errors
+        assert "no study.json (was it removed?); submit the experiment again" in errors
 
 
 @pytest.mark.parametrize("pattern", ["out/.last", "out/study/logs"])

@@ -105,7 +105,7 @@ def test_studies_of_two_users_in_one_folder(found: Found, tally: Tally) -> None:
     assert "out/ours/report: the report cannot be written: Permission denied" in reported["err"]
     for refused in (submitted, rerun):
         assert refused["code"] == 2
-        assert f"out/ours: belongs to user {ALICE}; give the study another name" in refused["err"]
+        assert f"out/ours: owned by user {ALICE}; give the study another name" in refused["err"]
     assert all(len(shown["err"].splitlines()) <= 1 for shown in (looked, reported, cancelled, submitted, rerun))
     assert outcomes["unchanged"], "somebody else's study was changed"
     assert values(outcomes, "alice's report")[0]["code"] == 0

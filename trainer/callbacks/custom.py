@@ -76,23 +76,23 @@ def _make(name: str) -> Any:
     try:
         module = import_module(name)
     except Exception as error:
-        raise UserError(f"cannot be imported: {_describe(error)}") from error
+        raise UserError(f"import failed: {_describe(error)}") from error
     made = getattr(module, attribute, None)
     if made is None:
         classes = [n for n, value in vars(module).items() if inspect.isclass(value)]
         raise UserError(f"module {module_name} ({module.__file__}) has no {attribute}{nearest(attribute, classes)}")
     if not inspect.isclass(made):
-        raise UserError("is not a class")
+        raise UserError("not a class")
     methods = [n for n, _ in inspect.getmembers(made, callable) if n.startswith("on_")]
     unknown = [n for n in methods if n not in EVENTS]
     if unknown:
         raise UserError(f"{unknown[0]} is not an event{nearest(unknown[0], EVENTS)}; events: {', '.join(EVENTS)}")
     if not methods:
-        raise UserError(f"has none of the methods {', '.join(EVENTS)}")
+        raise UserError(f"none of the methods {', '.join(EVENTS)}")
     try:
         return made()
     except Exception as error:
-        raise UserError(f"cannot be made without arguments: {_describe(error)}") from error
+        raise UserError(f"no instance without arguments: {_describe(error)}") from error
 
 
 def _describe(error: BaseException) -> str:

@@ -166,7 +166,7 @@ class Requests(Callback):
             self.attempt.require()
             path.unlink(missing_ok=True)
         if self.save in self.seen:
-            logger.info(f"checkpoint after iter {trainer.iter}, as the file {run_files.SAVE_REQUEST} asked for")
+            logger.info(f"checkpoint after iter {trainer.iter}, requested by the file {run_files.SAVE_REQUEST}")
         self.seen.clear()
 
 

@@ -47,7 +47,7 @@ class Spikes(Callback):
             self.attempt.require()
             rate = trainer.row["lr"]
             logger.warning(
-                f"iter {trainer.iter}: {name} {value:.4g}, lately {usual:.4g} (lr {rate:.2e}); if this recurs, try "
+                f"iter {trainer.iter}: {name} {value:.4g}, recently {usual:.4g} (lr {rate:.2e}); if this recurs, try "
                 "a smaller learning_rate, a longer warm-up, or a smaller grad_norm_clip"
             )
             fields = {"iter": trainer.iter, "what": name, "value": value, "median": usual, "lr": rate}

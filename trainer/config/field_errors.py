@@ -121,7 +121,7 @@ def describe(errors: Sequence[Any], field: FieldInfo | None = None) -> str:
     if types & {"too_short", "string_too_short"} and errors[0]["ctx"]["min_length"] == 1:
         return "must not be empty"
     if types == {"missing"}:
-        return f"too few entries:  {show(value)}"
+        return f"too few entries: {show(value)}"
     expected = " or ".join(dict.fromkeys(_expected(error, _limits(field)) for error in errors))
     return f"must be {expected}, found {show(value)}{_hint(errors, value) or _without_value(value, field)}"
 

@@ -139,7 +139,7 @@ def local_device(name: str, local_rank: int) -> torch.device:
         return device
     count = torch.cuda.device_count()
     if local_rank >= count > 1:
-        raise UserError(f"process {local_rank + 1} of this machine finds {count} GPUs only; start one process per GPU")
+        raise UserError(f"process {local_rank + 1} of this machine finds only {count} GPUs; start one process per GPU")
     return torch.device("cuda", local_rank if count > 1 else 0)  # a scheduler may show each process only its own GPU
 
 

@@ -60,11 +60,11 @@ class Attempt:
         other = newest(self.run_dir)
         if other < self.number or (self._mark() is None and other == self.number):
             raise GoneError(
-                f"{self.run_dir}: is gone (removed, moved, purged, or its file system is not mounted any more); this "
-                "trainer stops and writes nothing more; start the same command again when it is back"
+                f"{self.run_dir} no longer exists (removed, moved, purged, or its file system is not mounted); this "
+                "trainer stops and writes nothing more; start the same command again once it is back"
             )
         raise SupersededError(
-            f"{self.run_dir}: another trainer has this run (attempt {other}, this is attempt "
+            f"{self.run_dir}: another trainer has taken over this run (attempt {other}, this is attempt "
             f"{self.number}); this one stops and writes nothing more"
         )
 

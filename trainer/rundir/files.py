@@ -33,10 +33,10 @@ NO_FOLDER_SYNC = frozenset({errno.EINVAL, errno.ENOTSUP, errno.ENOSYS})  # file 
 PAUSES: tuple[float, ...] = (0.1, 0.5, 2.0, 7.0, 20.0)  # seconds before each retry: enough for a file server to restart
 BUFFER = 1 << 20  # bytes: a file server handles a few large writes faster than many small ones
 
-LINKED = "is a symbolic link, and nothing is written through one; remove it"
-SHARED = "has another name somewhere (a hard link), which would be written too; put a copy in its place"
-ODD = "is not a plain file; remove it"
-NO_FOLDER = "is in the way of a folder; remove it"
+LINKED = "a symbolic link, which is never written through; remove it"
+SHARED = "a hard link, so another file would change too; replace it with a copy"
+ODD = "not a plain file; remove it"
+NO_FOLDER = "in the way of a folder; remove it"
 PLAIN, PRIVATE = 0o666, 0o600  # modes before the umask; PRIVATE is for what may contain a secret
 
 
@@ -112,7 +112,7 @@ def make_private_folder(path: Path) -> None:
     except FileExistsError:
         require_folder(path)
         if not is_own(path):
-            raise PermissionError(errno.EPERM, f"belongs to {owner_name(path)}; remove it", str(path)) from None
+            raise PermissionError(errno.EPERM, f"owned by {owner_name(path)}; remove it", str(path)) from None
         os.chmod(path, 0o700)
 
 

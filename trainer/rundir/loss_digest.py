@@ -44,7 +44,7 @@ def explain_change(summary: Mapping[str, Any], sha256: str, rows: int, last: int
     if recorded is None or recorded["sha256"] == sha256:
         return ""
     if not rows:
-        return f"no row of {run_files.LOSS} can be read any more"
+        return f"no row of {run_files.LOSS} can be read anymore"
     steps = recorded["last_iter"]
     end = f", it ends at step {last} of {steps}" if last < steps else ", not as they were written"
     return f"{run_files.LOSS} has been changed since: {rows} of {recorded['rows']} rows{end}"

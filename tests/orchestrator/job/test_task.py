@@ -144,7 +144,7 @@ def test_a_run_that_cannot_be_begun_does_not_end_the_others(workspace: Workspace
         assert process.stderr and b"Traceback" not in process.stderr.read()
     assert events(run)[-1] == "stopped"
     (failed,) = read_events(broken)
-    assert failed["event"] == "failed" and "is in the way of a folder" in failed["reason"]
+    assert failed["event"] == "failed" and "in the way of a folder" in failed["reason"]
 
 
 def test_a_failure_that_cannot_be_written_down_is_in_the_log_of_the_job(workspace: Workspace, run: StudyRun) -> None:

@@ -180,7 +180,7 @@ def test_a_failed_baseline_leaves_no_comparison(tmp_path: Path) -> None:
 
 
 def test_no_study_is_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="holds no study"):
+    with pytest.raises(UserError, match="no study found"):
         build(tmp_path, {})
 
 

@@ -77,7 +77,7 @@ def test_the_account_is_the_default_one_and_the_others_are_named(
     assert "6 nodes (64 cores, 503 GiB, 4 x a100), 2 nodes (32 cores, 187 GiB, 2 x v100)\n" in text
     assert "gpus_per_node: a100:1  # leave it out for jobs that need no GPU\n" in text
     assert "cluster hpc (Slurm 23.02.7)" in text and "old" not in text
-    with pytest.raises(UserError, match="exists already"):
+    with pytest.raises(UserError, match="already exists"):
         init_site(tmp_path)
 
 
@@ -87,7 +87,7 @@ def test_several_types_in_a_node_are_asked_for_without_a_type() -> None:
 
 
 def test_without_an_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ControllerError, match="no partition that takes jobs"):
+    with pytest.raises(ControllerError, match="no partition that accepts jobs"):
         ask(tmp_path, monkeypatch, "old|down|infinite|8|16|64000|(null)\n")
     monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
     with pytest.raises(UserError, match="login node"):

@@ -112,7 +112,7 @@ def test_a_job_may_start_before_its_id_is_recorded(study: Study, run: StudyRun, 
     ("ended", "log", "state", "words"),
     [
         (job("CANCELLED"), "", "cancelled", "scancel"),
-        (job("OUT_OF_MEMORY"), "iter 3\n", "lost", "out of memory: ask for more"),
+        (job("OUT_OF_MEMORY"), "iter 3\n", "lost", "out of memory: request more"),
         (job("TIMEOUT"), "iter 3\n", "lost", "time limit"),
         (job("NODE_FAIL"), "iter 3\n", "lost", "node failure"),
         (job("FAILED", exit_code="0:53"), None, "lost", "log: its folder is missing"),

@@ -32,7 +32,7 @@ def test_the_other_nodes_leave_if_the_first_never_starts(run_dir: Path) -> None:
 
 def test_no_node_runs_an_attempt_that_was_given_up(run_dir: Path) -> None:
     submit_attempts.take(run_dir, 2)
-    reason = "attempt 1 was given up, attempt 2 has taken its place"
+    reason = "attempt 1 was given up; attempt 2 has taken its place"
     assert submit_attempts.start(run_dir, 1, "7_0") == submit_attempts.follow(run_dir, 1, "7_0") == reason
 
 

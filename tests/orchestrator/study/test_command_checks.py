@@ -107,7 +107,7 @@ def test_a_config_file_holds_what_a_flag_would(tmp_path: Path) -> None:
         ("metrics: {csv: log.csv}", "seeds: 3\nmetrics: {csv: a}", 6, "seeds: not passed to the command"),
         ("metrics: {csv: log.csv}", "slurm: {nodes: 2}\nmetrics: {csv: a}", 6, "started once, on one node"),
         ("{rate: 0.2}", "{rate: '0.1'}", 5, "changes nothing"),
-        ("command: python train.py --out={run_dir} --rate={rate} {flags}", "flags: a.b=c", 2, "without `command:`"),
+        ("command: python train.py --out={run_dir} --rate={rate} {flags}", "flags: a.b=c", 2, "with `command:`"),
     ],
 )
 def test_refused_with_file_and_line(tmp_path: Path, old: str, new: str, line: int, words: str) -> None:

@@ -70,7 +70,7 @@ slurm: {partition: "a b; rm", tim: "1"}
         (9, "features.words: must be settings"),
         (10, "features.-dash: names have up to 80 letters"),
         (11, "seeds"),
-        (12, "slurm.partition: has characters"),
+        (12, "slurm.partition: characters that are not safe"),
         (12, "slurm.tim: unknown key (did you mean time?)"),
     ):
         assert any(problem.startswith(f"{path}:{line}: {words}") for problem in found), (line, words, found)
@@ -116,7 +116,7 @@ def test_set_wins_and_is_checked(tmp_path: Path) -> None:
         ("slurm: {time: soon}", "not a Slurm time"),
         ("slurm: {time: '00:00:00'}", "must be more than 0"),
         ("slurm: {mem: lots}", "slurm.mem"),
-        ("slurm: {extra: {nodelist: 'a b'}}", "cannot have safely"),
+        ("slurm: {extra: {nodelist: 'a b'}}", "not safe in an sbatch option"),
         ("slurm: {extra: {output: mine}}", "set by Ablatrix itself"),
         ("slurm: {extra: {job_name: mine}}", "set by Ablatrix itself"),
         ("slurm: {time: '00:01:00'}", "is before its start"),

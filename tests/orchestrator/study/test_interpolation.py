@@ -106,7 +106,7 @@ def test_containers_are_filled_within() -> None:
         ("${1 +}", "not an expression"),
         ("${env:UNSET}", "UNSET is not set"),
         ("${int(1, base=2)}", "named arguments"),
-        ("a ${iters b", "without its"),
+        ("a ${iters b", "without a closing"),
         ("${sqrt(-1)}", "sqrt"),
     ],
 )

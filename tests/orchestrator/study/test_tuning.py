@@ -69,7 +69,7 @@ def test_nested_keys_and_listed_seeds() -> None:
             "{trainer.learnin_rate: [1, 2, 3]}",
             "no setting 'trainer.learnin_rate' (did you mean trainer.learning_rate?)",
         ),
-        ("{trainer.use_cosine: [1, 2, 3]}", "cosine: sets trainer.use_cosine, which `tune` varies in every cell"),
+        ("{trainer.use_cosine: [1, 2, 3]}", "cosine sets trainer.use_cosine, which `tune` varies in every cell"),
         ("{trainer.grad_norm_clip: [1, 2, 3], x: 1}", "give one setting"),
         ("{model.n_head: [2, 3, 5]}", "tune: model: n_embd (48) is not divisible by n_head (5)"),
     ],

@@ -160,7 +160,7 @@ class TestInputs:
         assert self.refused(tmp_path) == ""
         corpus.write_text('{"text": "a Document"}\n')
         error = self.refused(tmp_path)
-        assert error.startswith("data.file_path (x.jsonl): the content has changed since 2 runs of this study used it")
+        assert error.startswith("the content of data.file_path (x.jsonl) has changed since 2 runs of this study used")
         assert f"--rerun {runs[0].id} --rerun {runs[1].id}" in error
         assert self.refused(tmp_path, tuple(run.id for run in runs)) == ""
 
@@ -202,7 +202,7 @@ def test_more_steps_and_other_data(workspace: Workspace) -> None:
     assert [event["event"] for event in read_events(second)].count("resumed") == 0
     own.write_text(own.read_text().replace("the", "THE"))
     printed = workspace.run("submit", study, *only, code=2).stderr
-    assert "own.jsonl): the content has changed since 1 run of this study used it" in printed
+    assert "own.jsonl) has changed since 1 run of this study used it" in printed
     assert f"--rerun {second.name}" in printed
     assert printed == workspace.run("check", study, code=2).stderr
     study.write_text(study.read_text().replace("max_iters: 26", "max_iters: 30"))

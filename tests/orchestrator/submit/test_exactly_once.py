@@ -117,7 +117,7 @@ def test_a_queue_that_falls_silent_after_sbatch_loses_nothing(fake: FakeSlurm, t
 def test_a_disk_that_fills_up_before_sbatch_frees_the_runs(fake: FakeSlurm, tmp_path: Path) -> None:
     study = make_study(tmp_path)
     (study.folder / study_dir.LOGS).rename(tmp_path / "logs")  # nothing can be written there now
-    assert "nothing of it was queued" in submit_once(study)
+    assert "none of it was queued" in submit_once(study)
     assert {state.state for state in study_state.collect(study)} == {"planned"}
     (tmp_path / "logs").rename(study.folder / study_dir.LOGS)
     assert submit_once(study) == ""

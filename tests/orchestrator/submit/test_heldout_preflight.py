@@ -99,8 +99,8 @@ def test_domain_keys(check: Check) -> None:
     assert not check("data.domain_key: meta.set")[0]
     found, _ = check("data.domain_key: meta.source")
     assert found == [
-        "e.yaml:6: data.domain_key: no document in the beginning of the corpus has a value at 'meta.source'; there are "
-        "'text', 'meta.set', 'meta.id'"
+        "e.yaml:6: data.domain_key: no document in the beginning of the corpus has a value at 'meta.source'; the keys "
+        "are 'text', 'meta.set', 'meta.id'"
     ]
 
 

@@ -51,7 +51,7 @@ def test_gpus_that_are_here(wanted: str) -> None:
         ("0,7", "no GPU 7 here"),
         ("cuda:0", "no GPU cuda:0 here"),
         ("-1", "no GPU -1 here"),
-        ("1,1", "names a GPU twice"),
+        ("1,1", "a GPU is listed twice"),
     ],
 )
 def test_gpus_that_are_not_here(wanted: str, words: str) -> None:

@@ -114,5 +114,5 @@ def test_submit_prunes_where_many_snapshots_have_gathered(tmp_path: Path) -> Non
 def test_another_users_study_is_left_alone(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 12345)
     monkeypatch.setattr(study_dir, "is_own", lambda path: False)
-    with pytest.raises(UserError, match="belongs to"):
+    with pytest.raises(UserError, match="owned by"):
         clean.find_items(study)

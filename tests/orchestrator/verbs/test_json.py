@@ -55,7 +55,7 @@ def test_show_diff_and_logs(ask: Ask) -> None:
 
 
 def test_what_asks_needs_yes_and_says_what_it_did(ask: Ask) -> None:
-    assert ask("cancel", "--all", code=2)["errors"] == ["cancel: --json asks nothing; add --yes"]
+    assert ask("cancel", "--all", code=2)["errors"] == ["cancel: --json cannot ask for confirmation; add --yes"]
     assert ask("cancel", "--all", "--yes") == {"study": "planted", "cancelled": [], "jobs": [], "no_longer_waiting": 0}
     run = next(Path("out/planted").glob("baseline-seed1-*"))
     Path(f"{run}.old-1").mkdir()
@@ -83,7 +83,7 @@ def test_mistakes_are_listed(ask: Ask) -> None:
             "desing",
             "sedes",
         ]
-    assert "exclude each other" in ask("status", "--watch", code=2)["errors"][0]
+    assert "cannot be combined" in ask("status", "--watch", code=2)["errors"][0]
     assert "no study there" in ask("report", "nosuch", code=2)["errors"][0]
 
 

@@ -38,7 +38,7 @@ def test_a_run_is_named_by_its_folder_its_study_or_alone(study: Study) -> None:
         ("swiglu", "matches more than one run"),
         ("s/geglu", "no such run"),
         ("nothing/swiglu-seed1", "no study there"),
-        ("baseline-seed2", "has no weights"),
+        ("baseline-seed2", "no weights found"),
     ],
 )
 def test_a_run_that_cannot_be_exported_is_a_sentence(study: Study, tmp_path: Path, name: str, problem: str) -> None:

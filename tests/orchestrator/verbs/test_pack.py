@@ -161,8 +161,8 @@ CORRUPTIONS: dict[str, tuple[Callable[[Files], None], bool, str]] = {
     "digit in loss.csv": (edit(LOSS, r"^5,(\d)\.", r"5,9."), True, "loss.csv: is not the file that was packed"),
     "cut file": (cut(LOSS), True, "loss.csv: is not the file"),
     "changed config.json": (edit(CONFIG, "0.003", "0.004"), True, "config.json: is not the file"),
-    "run removed": (remove("baseline-seed1-"), True, "loss.csv: is listed in manifest.json and missing"),
-    "run added": (add_run, True, "baseline-seed9-01234567/loss.csv: is not listed"),
+    "run removed": (remove("baseline-seed1-"), True, "loss.csv is listed in manifest.json but missing"),
+    "run added": (add_run, True, "baseline-seed9-01234567/loss.csv is not listed"),
     "changed experiment file": (
         edit(r"experiment/study\.yaml", "swiglu: true", "rope: true"),
         True,
@@ -171,7 +171,7 @@ CORRUPTIONS: dict[str, tuple[Callable[[Files], None], bool, str]] = {
     "other defaults in the code": (edit(CODE, "3e-4", "6e-4"), True, "sections.py: is not the file"),
     "changed report": (edit(r"report\.md", "NLL", "BLEU"), True, "report.md: is not the file"),
     "changed lock": (edit(r"environment\.txt", "^torch==2", "torch==3"), True, "environment.txt: is not the file"),
-    "no manifest": (remove(r"^manifest\.json"), True, "manifest.json is missing or damaged"),
+    "no manifest": (remove(r"^manifest\.json"), True, "manifest.json is missing or corrupt"),
     "path that leads out": (lead_out, True, "leads out of the folder"),
     "digit in loss.csv, packed": (edit(LOSS, r"^5,(\d)\.", r"5,9."), False, "loss.csv has been changed since"),
     "cut file, packed": (cut(LOSS), False, "loss.csv has been changed since"),
@@ -190,7 +190,7 @@ CORRUPTIONS: dict[str, tuple[Callable[[Files], None], bool, str]] = {
     "run removed, packed": (remove("baseline-seed2-", "baseline-seed2"), False, "baseline: has 1 run in study.json"),
     "cell removed, packed": (remove("/swiglu-", "swiglu"), False, "swiglu: was planned and is not in study.json"),
     "config.json removed, packed": (remove(CONFIG), False, "config.json is missing or damaged"),
-    "other defaults in the code, packed": (edit(CODE, "3e-4", "6e-4"), False, "is other code than the runs were"),
+    "other defaults in the code, packed": (edit(CODE, "3e-4", "6e-4"), False, "differs from the code that the runs"),
     "seeds exchanged, packed": (edit(r"study\.json", '"seed": 1', '"seed": 7'), False, "has seed 1, study.json 7"),
 }
 
@@ -213,15 +213,15 @@ def test_damaged_archives_and_folders_are_refused(packed: Workspace, tmp_path: P
     with pytest.raises(UserError, match=r"a\.zip: no such archive; give the file that `ablatrix pack` wrote"):
         open_archive(path, tmp_path / "nothing")
     path.write_bytes(whole[:-1000])
-    with pytest.raises(UserError, match="incomplete or damaged"):
+    with pytest.raises(UserError, match="incomplete or corrupt"):
         open_archive(path, tmp_path / "cut")
     path.write_bytes(whole[:5000] + bytes(200) + whole[5200:])
-    with pytest.raises(UserError, match=r"cannot be read|is not the file|incomplete or damaged"):
+    with pytest.raises(UserError, match=r"cannot read|is not the file|incomplete or corrupt"):
         open_archive(path, tmp_path / "zeros")
     path.write_bytes(whole)
     folder, _ = open_archive(path, tmp_path / "good")
     (folder / "environment.txt").write_text("")
-    with pytest.raises(UserError, match=r"environment\.txt: was changed"):
+    with pytest.raises(UserError, match=r"environment\.txt was changed"):
         open_archive(path, folder)
     (tmp_path / "other").mkdir()
     with pytest.raises(UserError, match="is not an unpacked archive"):
@@ -284,13 +284,13 @@ def test_another_corpus_or_tokenizer_is_named_before_anything_runs(
     elif changed == "corpus":
         other.write_bytes(packed.corpus.read_bytes().replace(b"the", b"THE", 1))
     result = run(path, monkeypatch, packed, sets=[f"{setting}={other}"])
-    what = "cannot be read here" if changed == "absent corpus" else "has another content than in the archive"
+    what = "cannot be read here" if changed == "absent corpus" else "differs from the archived file"
     assert result.outcome == Outcome.CANNOT_TELL and f"{setting} ({other}) {what}" in result.reason
     both = run(path, monkeypatch, packed, sets=["data.file_path=nowhere", "data.tokenizer=./nothing"]).reason
     assert "data.file_path (nowhere) cannot be read here" in both
     assert "data.tokenizer (./nothing) cannot be read here" in both and "warm-cache --tokenizer NAME" in both
     assert not list((tmp_path / "here/replay").glob("*/job.out"))
-    with pytest.raises(UserError, match="only takes new places of files"):
+    with pytest.raises(UserError, match="only accepts new locations of files"):
         run(path, monkeypatch, packed, sets=["trainer.max_iters=5"])
 
 
