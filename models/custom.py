@@ -52,7 +52,7 @@ def _load(where: str, reference: str) -> type[nn.Module]:
     try:
         module = import_module(reference)
     except Exception as error:
-        advice = f"put its folder on PYTHONPATH, or start in the folder that holds {top_level(reference)}"
+        advice = f"put its folder on PYTHONPATH, or start in the folder that contains {top_level(reference)}"
         hint = f"; {advice}" if isinstance(error, ModuleNotFoundError) else ""
         raise ComponentError(f"{where} cannot be imported: {_describe(error)}{hint}") from error
     if not hasattr(module, attribute):

@@ -79,4 +79,4 @@ def describe_absence(reference: str) -> str | None:
     name = top_level(reference)
     if importlib.util.find_spec(name) is not None:
         return None
-    return f"there is no module {name}; put its folder on PYTHONPATH, or start in the folder that holds {name}"
+    return f"there is no module {name}; put its folder on PYTHONPATH, or start in the folder that contains {name}"

@@ -266,8 +266,8 @@ def test_from_a_folder(tmp_path: Path, gpt2_files: dict[str, bytes]) -> None:
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({}, "needs vocab.json and merges.txt, or tokenizer.json"),
-        ({"vocab.json": b"{"}, "needs vocab.json and merges.txt, or tokenizer.json"),
+        ({}, "no vocab.json with merges.txt, and no tokenizer.json"),
+        ({"vocab.json": b"{"}, "no vocab.json with merges.txt, and no tokenizer.json"),
         ({"vocab.json": b"{", "merges.txt": b""}, "not the files of a tokenizer"),
         ({"tokenizer.json": b"[]"}, "not the files of a tokenizer"),
         ({"tokenizer.json": b'{"model": {"type": "Unigram", "vocab": []}}'}, "does not load offline"),

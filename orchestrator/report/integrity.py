@@ -28,9 +28,9 @@ def _of_run(run: RunRecord) -> Iterator[str]:
     if run.altered:
         yield run.altered
     if not run.config and run.finished:
-        yield "config.json is missing or damaged"
+        yield "config.json is missing or corrupt"
     if run.wrong_overrides:
-        yield f"config.json lacks what study.json says of the cell: {', '.join(run.wrong_overrides)}"
+        yield f"config.json lacks settings that study.json has for the cell: {', '.join(run.wrong_overrides)}"
     seed = run.setting("system.seed")
     if seed is not None and seed != run.seed:
         yield f"config.json has seed {seed}, study.json {run.seed}"
@@ -47,7 +47,7 @@ def _changed_configs(study: Study) -> list[str]:
     hashes = {run.id: found for run in study.runs if (found := _hash(run))}
     wrong = [run for run, found in hashes.items() if not run.endswith(f"-{found}")]
     same = len(wrong) == len(hashes)
-    return [] if same else [f"{run}: config.json has other settings than the run was made with" for run in wrong]
+    return [] if same else [f"{run}: config.json differs from the settings that the run was made with" for run in wrong]
 
 
 def _hash(run: RunRecord) -> str:
@@ -84,10 +84,8 @@ def _lost_runs(study: Study) -> list[str]:
     seeds = {seed for _, seed in there}
     planned, counts = study.plans[-1], {cell: len(runs) for cell, runs in study.cells.items()}
     most = max(counts.values(), default=0)
-    lost = [f"{cell}: was planned and is not in study.json" for cell in planned.cells if cell not in study.cells]
-    lost += [f"seed {seed}: was planned and is not in study.json" for seed in planned.seeds if seed not in seeds]
+    lost = [f"{cell} was planned but is not in study.json" for cell in planned.cells if cell not in study.cells]
+    lost += [f"seed {seed} was planned but is not in study.json" for seed in planned.seeds if seed not in seeds]
     if study.tune is None and "aa" not in study.design:
-        lost += [
-            f"{cell}: has {count(n, 'run')} in study.json, others {most}" for cell, n in counts.items() if n < most
-        ]
+        lost += [f"{cell} has {count(n, 'run')} in study.json, others {most}" for cell, n in counts.items() if n < most]
     return lost

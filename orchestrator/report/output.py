@@ -42,7 +42,7 @@ def refresh(folder: Path, inputs: str, make: Callable[[], Mapping[str, bytes | s
         atomic_write(folder / MANIFEST, json.dumps(record, indent=1) + "\n", durable=False)
     except OSError as error:
         where = error.filename or folder
-        raise RunError(f"{where}: the report cannot be written: {error.strerror}") from None
+        raise RunError(f"cannot write the report to {where}: {error.strerror}") from None
     return tuple(folder / name for name in files)
 
 

@@ -33,7 +33,7 @@ def measure(analyses: Sequence[Analysis]) -> Measure:
         measures = ", ".join(
             f"{name}: {a.measure.label}" for name, a in zip(label_studies(analyses), analyses, strict=True)
         )
-        raise UserError(f"these studies are compared by different measures ({measures}); report each on its own")
+        raise UserError(f"these studies use different measures ({measures}); report each on its own")
     return found.pop()
 
 

@@ -40,8 +40,8 @@ def describe_small(config: RunConfig, store: TokenStore | None, most_bytes: int)
         size = count(documents, "document")
         size += f" with {tokens:,} scored tokens" if text is not None else ""
         yield (
-            f"the held-out text is small ({size}), so effects on it may not hold for other text; from "
-            f"{FEW_DOCUMENTS} documents and {FEW_TOKENS:,} tokens on it can decide (data.test_size, "
+            f"the held-out text is small ({size}), so effects on it may not hold for other text; use at "
+            f"least {FEW_DOCUMENTS} documents and {FEW_TOKENS:,} tokens (data.test_size, "
             "trainer.eval_tokens)"
         )
 

@@ -268,7 +268,7 @@ def describe(
     wait = f"{_runs(len(waiting), 'wait')} for room in the queue"
     if waiting and follow_up:
         hold = jobs[follow_up[-1]].hold if jobs else ""
-        how = f"is to queue them, but is held ({hold})" if hold else "queues them"
+        how = f"should queue them, but is held ({hold})" if hold else "queues them"
         lines.append(f"{wait}: job {follow_up[-1]} {how}")
     elif waiting and jobs is None:
         lines.append(f"{wait}; Slurm does not say whether a job queues them")

@@ -146,7 +146,7 @@ def open_archive(path: Path, to: Path | None) -> tuple[Path, Study]:
     problems += find_contradictions(of_study(study, {}))
     for snapshot in provenance.snapshots_of(run.folder for run in study.runs):
         if (code := folder / study_dir.SNAPSHOTS / snapshot).is_dir() and code_snapshot.removed_files(code) != []:
-            problems.append(f"code snapshot {snapshot}: differs from the code that the runs were made with")
+            problems.append(f"code snapshot {snapshot} differs from the code that the runs were made with")
     if problems:
         raise ConfigError(problems)
     return folder, study

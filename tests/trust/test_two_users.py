@@ -102,7 +102,7 @@ def test_studies_of_two_users_in_one_folder(found: Found, tally: Tally) -> None:
     assert "done" in looked["out"]
     assert "nothing to cancel" in cancelled["out"]
     assert reported["code"] == 1
-    assert "out/ours/report: the report cannot be written: Permission denied" in reported["err"]
+    assert "cannot write the report to out/ours/report: Permission denied" in reported["err"]
     for refused in (submitted, rerun):
         assert refused["code"] == 2
         assert f"out/ours: owned by user {ALICE}; give the study another name" in refused["err"]

@@ -37,8 +37,8 @@ def _batch_problems(config: RunConfig, world: int) -> list[str]:
         ]
     if settings.grad_accum > settings.batch_size // world:
         return [
-            f"trainer.grad_accum: {settings.grad_accum} exceeds the {settings.batch_size // world} windows that "
-            f"each of {world} processes has; a part must hold at least one window"
+            f"trainer.grad_accum: {settings.grad_accum} exceeds the {settings.batch_size // world} windows of "
+            f"each of {world} processes; each part needs at least one window"
         ]
     return []
 

@@ -28,7 +28,7 @@ SIGNATURES: tuple[tuple[int, bytes, str, str], ...] = (  # offset, magic bytes, 
     (0, b"\xff\xff\xff\xff", "an Arrow stream, as `datasets` writes it", ARROW),
     (0, b"SQLite format 3\0", "an SQLite database", "export a table: sqlite3 -json {quoted} 'select text from TABLE'"),
     (0, b"\x93NUMPY", "a NumPy array", NUMPY),
-    (0, b"\x89HDF\r\n\x1a\n", "an HDF5 file", "write its texts as JSON lines"),
+    (0, b"\x89HDF\r\n\x1a\n", "an HDF5 file", "write its text as JSON lines"),
     (
         0,
         b"PK\x03\x04",
@@ -101,7 +101,7 @@ def detect(path: Path, whole_texts: bool = False) -> TextFile:
         return TextFile(path, (*file.layers, WHOLE if whole_texts else PARAGRAPHS))
     found = describe_other(head, str(path))
     if found:
-        raise DataError(f"{path}: is {found}")
+        raise DataError(f"{path} is {found}")
     return file
 
 
@@ -165,7 +165,7 @@ def describe_other(head: bytes, name: str) -> str:
     if not text or any(line.startswith((b"{", b"[", b'"')) for line in lines):
         return ""
     if b"\0" in head:
-        return f"a binary file of an unknown kind (it begins with {head[:8].hex(' ')}); write its texts as JSON lines"
+        return f"a binary file of an unknown kind (it begins with {head[:8].hex(' ')}); write its text as JSON lines"
     if len(text) == HEAD and len(lines) == 1:
         return ""  # the first line is longer than the head
     return _describe_text(lines, places)

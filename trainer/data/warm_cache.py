@@ -219,7 +219,7 @@ def _read_folder(source: Path) -> tuple[dict[str, bytes], dict[str, Any]]:
         raise UserError(f"--from {source}: no such folder")
     files = {name: (source / name).read_bytes() for name in SOURCES if (source / name).is_file()}
     if not _is_sufficient(files):
-        raise UserError(f"--from {source}: needs vocab.json and merges.txt, or tokenizer.json")
+        raise UserError(f"--from {source}: no vocab.json with merges.txt, and no tokenizer.json")
     return files, {"source": os.path.abspath(source)}
 
 

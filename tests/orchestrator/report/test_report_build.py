@@ -188,5 +188,5 @@ def test_no_study_is_one_sentence(tmp_path: Path) -> None:
 def test_an_unwritable_folder_is_one_sentence(tmp_path: Path) -> None:
     states = write_study(tmp_path, Plan(seeds=(1,), features={"swiglu": FEATURES["swiglu"]}))
     (tmp_path / "report").write_text("in the way")
-    with pytest.raises(RunError, match="cannot be written"):
+    with pytest.raises(RunError, match="cannot write the report to"):
         build(tmp_path, states)

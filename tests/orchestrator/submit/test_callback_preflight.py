@@ -28,7 +28,7 @@ def test_missing_callback_is_found_before_it_is_queued(workspace: Workspace, mon
     changed = [replace(run, config=run.config.model_copy(update={"callbacks": own})) for run in runs]
     assert list(data_preflight.check_inputs(loaded, changed)) == [
         "callbacks.custom: no_such_package.callbacks:Mine: there is no module no_such_package; put its folder on "
-        "PYTHONPATH, or start in the folder that holds no_such_package"
+        "PYTHONPATH, or start in the folder that contains no_such_package"
     ]
     (workspace.folder / "no_such_package").mkdir()
     assert not list(data_preflight.check_inputs(loaded, changed)) and not list(

@@ -226,7 +226,7 @@ def test_a_follow_up_that_slurm_holds_is_shown_and_released(fake: FakeSlurm, stu
     (fake.bin / "scontrol").write_text(f'#!/bin/sh\necho "$@" >> {asked}\n')
     follow_up_job = max(fake.jobs())
     lines = waves.describe(study, wave_order.read(study), study_state.collect(study), commands.queue())
-    assert f"job {follow_up_job} is to queue them, but is held (launch failed requeued held: submit again" in lines[0]
+    assert f"job {follow_up_job} should queue them, but is held (launch failed requeued held: submit again" in lines[0]
     queueing.release_held(study, None, Printed())
     assert asked.read_text().strip().split(",")[-1] == str(follow_up_job)
 
