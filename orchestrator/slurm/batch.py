@@ -88,7 +88,7 @@ def check_folder(study: Path, launcher: str) -> None:
     names = [path.name for path in study.parent.iterdir()] if study.parent.is_dir() else []
     other = next((name for name in names if name.casefold() == study.name.casefold()), study.name)
     if study.name not in names and other != study.name:
-        raise UserError(f"{study.parent / other}differs from {study.name} only in case; choose another name")
+        raise UserError(f"{study.parent / other} differs from {study.name} only in case; choose another name")
     if launcher == "submitit" and "%" in str(study.resolve()):
         raise UserError(f"{study.resolve()}: submitit expands % in paths; use --launcher sbatch")
 

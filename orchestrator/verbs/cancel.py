@@ -121,7 +121,7 @@ def _find_process(state: RunState) -> int:
     """Return the process to signal: a run's trainer, or the `submit` that a waiting run is queued in."""
     event = run_evidence.find_owner(state.run)
     if event is None:
-        raise UserError(f"{state.run.id}is being submitted, and its process or job is not known yet; try again later")
+        raise UserError(f"{state.run.id} is being submitted, and its process or job is not known yet; try again later")
     if not run_evidence.is_here(event) and event.get("host") != socket.gethostname():
-        raise UserError(f"{state.run.id}runs on {event.get('host')} without Slurm; cancel it there")
+        raise UserError(f"{state.run.id} runs on {event.get('host')} without Slurm; cancel it there")
     return int(event["pid"])

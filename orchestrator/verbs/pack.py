@@ -78,7 +78,7 @@ def _code_files(study: Study, notes: list[str]) -> dict[str, Path | bytes]:
     store, found = study_dir.snapshot_store(study.folder), dict[str, Path | bytes]()
     for name in provenance.snapshots_of(run.folder for run in study.runs):
         if code_snapshot.removed_files(store / name) != []:
-            notes.append(f"{store / name}was removed or changed, so the runs cannot be replayed with their code")
+            notes.append(f"{store / name} was removed or changed, so the runs cannot be replayed with their code")
             continue
         paths = [path for path in (store / name).rglob("*") if path.is_file() and path.suffix != ".pyc"]
         paths += [path for path in [store / f"{name}.patch"] if path.is_file()]

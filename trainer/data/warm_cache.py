@@ -270,7 +270,7 @@ def verify_offline(folder: Path, name: str) -> dict[str, Any]:
     try:
         facts: dict[str, Any] = json.loads(run_module("ablatrix.trainer.data.tokenizer_check", str(folder)))
     except RunError as error:
-        raise UserError(f"tokenizer {name}does not load offline: {error}") from None
+        raise UserError(f"tokenizer {name} does not load offline: {error}") from None
     return facts
 
 
