@@ -129,9 +129,9 @@ class GPT(nn.Module):
     def initialize(self, seed: int) -> None:
         """Draw GPT-2's weights: N(0, 0.02), residual projections N(0, 0.02 / sqrt(2 n_layer)), norms 1, biases 0.
 
-        The rule goes by name and shape: matrices, matrices named c_proj, vectors, and vectors named bias. A component
-        with a method `initialize(generator)` then sets its own weights. Weights are always drawn on the CPU, so that
-        every device starts from the same ones.
+        These are, by name and shape: matrices, matrices named c_proj, vectors, and vectors named bias. A component with
+        a method `initialize(generator)` then sets its own weights. Weights are always drawn on the CPU, so that every
+        device starts from the same ones.
         """
         for name, parameter in self.named_parameters():
             if parameter.ndim < 2:

@@ -26,7 +26,7 @@ Pointwise = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 def softmax_gradient(logits: Tensor, targets: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the loss of some rows and its gradient by the logits: softmax minus one-hot, times the rows' weights.
+    """Return the loss of some rows and its gradient w.r.t. the logits: softmax minus one-hot, times row weights.
 
     logits (R, V), targets (R, 1), scale (R, 1); the gradient has the logits' type. A separate function, so that a
     compiler can fuse it into one kernel.

@@ -18,7 +18,7 @@ from ablatrix.trainer.rundir.files import personal, remove
 
 
 def warm_data_set(repo: str, pattern: str, data_dir: Path, cache_dir: Path, *, force: bool = False) -> Path:
-    """Download the files of a data set that match a pattern or folder, all at one commit, to a folder named after it.
+    """Download the data set's files that match a pattern or folder, at one commit, to a folder named like the data set.
 
     Raises UserError if there are none, or if two have the same name; also raises like `hub.fetch`.
     """
@@ -38,7 +38,7 @@ def warm_data_set(repo: str, pattern: str, data_dir: Path, cache_dir: Path, *, f
 
 
 def choose_files(files: Sequence[str], pattern: str) -> list[str]:
-    """Return the data files that match a pattern or folder, all for ''; if there are several formats, only one's."""
+    """Return the data files that match a pattern or folder ('' matches all); of several formats, only the first."""
     matched = [file for file in files if not pattern or fnmatch(file, pattern) or Path(pattern) in Path(file).parents]
     data = [file for file in matched if Path(file).name not in METADATA]
     groups = ([file for file in data if plain_suffix(Path(file)) in kind] for kind in KINDS)
