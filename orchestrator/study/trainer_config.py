@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from ablatrix.models.config import count_parameters, flops_per_token
 from ablatrix.orchestrator.study.metric import NLL, Measure
-from ablatrix.trainer.config import RunConfig, keys, optimization
+from ablatrix.trainer.config import RunConfig, optimization
 from ablatrix.trainer.config.parallelism import share_problems
 from ablatrix.trainer.rundir import run_files
 
@@ -33,8 +33,10 @@ class TrainerRunConfig(RunConfig):
         return self.model_dump(mode="json")
 
     def flat(self, folder: Path | None = None) -> dict[str, Any]:
-        names = (key.partition(".") for key, _ in keys())
-        values = {f"{section}.{name}": getattr(getattr(self, section), name) for section, _, name in names}
+        sections = {name: getattr(self, name) for name in type(self).model_fields}
+        values = {
+            f"{name}.{key}": getattr(part, key) for name, part in sections.items() for key in type(part).model_fields
+        }
         return values | ({"system.work_dir": str(folder)} if folder else {})
 
     @property

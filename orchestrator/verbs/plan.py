@@ -67,6 +67,7 @@ class Plan:
     launcher: str
     options: Options = field(default_factory=lambda: Options(Path()))
     earlier: dict[str, EarlierRun] = field(default_factory=dict)  # run id -> the run it replaces or continues
+    _origins: dict[str, dict[str, str]] = field(default_factory=dict)  # cell -> what set its values
 
     @property
     def is_smoke_test(self) -> bool:
@@ -174,8 +175,10 @@ class Plan:
         )
 
     def value_origins(self, run: Run) -> dict[str, str]:
-        """Return what set each value of a run's configuration."""
-        return value_origins.of_run(self.loaded, run.features, run.config)
+        """Return what set each value of a run's configuration, the same for all runs of a cell."""
+        if run.cell not in self._origins:
+            self._origins[run.cell] = value_origins.of_run(self.loaded, run.features, run.config)
+        return self._origins[run.cell]
 
 
 def plan(options: Options, console: Console, shown: str) -> None:

@@ -13,6 +13,7 @@ from ablatrix.orchestrator.report import next_stage
 from ablatrix.orchestrator.slurm.scheduler import Scheduler
 from ablatrix.orchestrator.status import cost, run_evidence, run_state, study_state
 from ablatrix.orchestrator.store import code_snapshot, job_log, log_tail, provenance, study_dir
+from ablatrix.orchestrator.study import matrix
 from ablatrix.orchestrator.submit import (
     changed_inputs,
     earlier_runs,
@@ -208,7 +209,7 @@ def _describe_earlier(plan: Plan, console: Console) -> None:
 
 def _launch(plan: Plan, study: Study, selected: Selection, console: Console) -> None:
     """Claim the runs and queue them. Steps that may fail come before the claims, so that no claim is left behind."""
-    own = code_snapshot.own_modules([run.config.flat() for run in plan.runs])
+    own = code_snapshot.own_modules([run.config.flat() for run in matrix.first_of_cells(plan.runs).values()])
     code = queueing.take_snapshot(study, own)
     study_dir.remember_last(study.folder)
     if plan.launcher == "local":

@@ -8,6 +8,7 @@ import os
 import socket
 import time
 from collections.abc import Collection, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ def append_event(run_dir: Path, event: str, **fields: Any) -> None:
     """Append one line to events.jsonl: what happened, when (Unix seconds), in which process and Slurm job."""
     pid = os.getpid()
     record = {"event": event, "time": round(time.time(), 3), "host": socket.gethostname(), "pid": pid}
-    record["born"] = identity(pid)
+    record["born"] = _own_identity(pid)
     job = slurm_job_id()
     if job:
         record["job_id"] = job
@@ -50,6 +51,15 @@ def note(run_dir: Path, event: str, **fields: Any) -> None:
         append_event(run_dir, event, **fields)
     except OSError as error:
         complain(f"{run_dir / EVENTS}: {event} {fields or ''} not written: {error.strerror}")
+
+
+@cache
+def _own_identity(pid: int) -> str:
+    """Return the identity of this process, which does not change."""
+    return identity(pid)
+
+
+os.register_at_fork(after_in_child=_own_identity.cache_clear)
 
 
 def slurm_job_id(environ: Mapping[str, str] = os.environ) -> str | None:
