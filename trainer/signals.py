@@ -14,7 +14,7 @@ class Interrupted(BaseException):
     """A signal arrived before training began. Nothing needs saving, and no `except Exception` may swallow this."""
 
 
-HINT = "stopping: a checkpoint is written first; Ctrl-C once more ends the run at once"
+HINT = "stopping once a checkpoint is written; press Ctrl-C again to end the run at once"
 
 
 class StopSignals:

@@ -35,7 +35,7 @@ def judge_by_heartbeat(state: RunState, evidence: RunEvidence, why: str) -> RunS
         return replace(state, state="running", reason=f"judged by its heartbeat: {why}")
     silence = evidence.silence()
     since = "" if math.isinf(silence) else f" for {silence / 60:,.0f} min"
-    return replace(state, state="stopped", reason=f"no sign of life{since}, it has ended or been requeued; {why}")
+    return replace(state, state="stopped", reason=f"no sign of life{since}; it has ended or been requeued; {why}")
 
 
 def resolve(state: RunState, evidence: RunEvidence, job: job_parsing.Job | None) -> RunState:

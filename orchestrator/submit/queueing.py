@@ -149,7 +149,7 @@ def queue(launcher: Launcher, batch: Batch) -> list[str]:
         record(batch, launcher.name, ids)
     except OSError as error:
         raise _unwritten(
-            error, f"its runs are queued as job {ids[0]}, the next submit finds them by its token"
+            error, f"its runs are queued as job {ids[0]}; the next submit finds them by its token"
         ) from None
     return ids
 

@@ -97,7 +97,7 @@ def _queue_follow_up(batch: Batch, waiting: Mapping[str, int], later: int, wave:
         if order.problem:
             raise RunError(order.problem)
         if not arrays:
-            raise RunError("no job of this study is queued that it could wait for")
+            raise RunError("this study has no queued job that it could wait for")
         job = helper_jobs.queue(batch, helper_jobs.FOLLOW_UP, between.join(arrays))
     except (AblatrixError, OSError) as error:
         full = isinstance(error, commands.ControllerError) and site_limits.is_limit(error)

@@ -41,7 +41,7 @@ def logs(run: str, study: str | None, output: Path, *, lines: int, keep_followin
         print(printing.log_text(read_log(chosen, lines)))
         return
     scheduler = Scheduler()
-    with interrupts.explained("stopped following; the run goes on"):
+    with interrupts.explained("stopped following; the run continues"):
         for text in follow(chosen, lambda: not study_state.state_of(found, chosen, scheduler).active):
             print(printing.log_text(text), end="", flush=True)
 

@@ -27,7 +27,7 @@ def status(study: str | None, output: Path, console: Console, *, watch: bool, as
         raise UserError("status: --watch and --json cannot be combined; call status --json repeatedly")
     found = study_dir.find_study(study, output)
     if watch:
-        with interrupts.explained("stopped watching; the runs go on"):
+        with interrupts.explained("stopped watching; the runs continue"):
             live.watch(found, console)
         return
     scheduler = Scheduler()

@@ -102,11 +102,11 @@ def run_plan(plan: Plan, console: Console) -> list[RunState]:
         study, selected, _ = _select(plan, study, console)
     if plan.options.wait and plan.launcher != "local":
         command = f"{program()} status {shlex.quote(str(study.folder))} --watch"
-        with interrupts.explained(f"stopped waiting; the runs go on in Slurm. Look again with: {command}"):
+        with interrupts.explained(f"stopped waiting; the runs continue in Slurm. Check on them with: {command}"):
             live.watch(study, console, waves.keep_going(study, console.print))
         _notify(study)
     elif plan.options.wait and not first and any(state.active for state in states):
-        with interrupts.explained("stopped waiting; the runs go on in the submit that started them"):
+        with interrupts.explained("stopped waiting; the runs continue in the submit that started them"):
             live.watch(study, console, lambda states, scheduler: False)
     return study_state.collect(study) if first or plan.options.wait else states
 

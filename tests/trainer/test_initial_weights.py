@@ -92,10 +92,10 @@ def test_a_head_that_a_tied_model_cannot_take_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "problem"),
     [
-        ({"n_layer": 3}, r"model\.n_layer: is 3, but the weights of model\.init_from: .* have 2; set it to 2"),
-        ({"n_head": 4}, r"model\.n_head: is 4"),
-        ({"n_embd": 32}, r"model\.n_embd: is 32"),
-        ({"vocab_size": 64}, r"model\.vocab_size: is 64.* choose their data\.tokenizer"),
+        ({"n_layer": 3}, r"model\.n_layer: 3, but the weights of model\.init_from: .* have 2; set it to 2"),
+        ({"n_head": 4}, r"model\.n_head: 4"),
+        ({"n_embd": 32}, r"model\.n_embd: 32"),
+        ({"vocab_size": 64}, r"model\.vocab_size: 64.* choose their data\.tokenizer"),
         ({"block_size": 32}, r"model\.block_size: 32 exceeds the 16 positions"),
     ],
 )

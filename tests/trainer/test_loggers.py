@@ -119,7 +119,7 @@ class TestWandB:
         modules("wandb", wandb_source(**{where: line}))
         run = train(callbacks__wandb=True)
         (shown,) = warnings(capsys.readouterr().err)
-        assert words in shown and shown.endswith("training goes on without it")
+        assert words in shown and shown.endswith("training continues without it")
         assert (run / run_files.SUMMARY).exists() and read_events(run)[-1]["event"] == "finished"
 
     def test_signal_handlers_are_kept(self, train: Train, modules: Any) -> None:
@@ -145,7 +145,7 @@ def test_neither_installed(corpus: Path, offline_cache: Path, tmp_path: Path) ->
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert warnings(done.stderr) == [
-        f"callbacks.{name}: not installed ({pip_install(name)}); training goes on without it"
+        f"callbacks.{name}: not installed ({pip_install(name)}); training continues without it"
         for name in ("tensorboard", "wandb")
     ]
     assert "Traceback" not in done.stderr

@@ -29,7 +29,7 @@ def test_a_second_ctrl_c_ends_the_process_at_once() -> None:
         try:
             assert process.stdout.readline() == "ready\n"
             process.send_signal(signal.SIGINT)
-            assert "Ctrl-C once more ends the run at once" in process.stderr.readline()
+            assert "press Ctrl-C again to end the run at once" in process.stderr.readline()
             assert process.poll() is None, "the first one only asks it to stop"
             process.send_signal(signal.SIGINT)
             assert process.wait(timeout=PATIENCE) == -signal.SIGINT

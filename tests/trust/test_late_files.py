@@ -170,5 +170,5 @@ def test_a_task_whose_folder_is_gone_makes_none(
 ) -> None:
     monkeypatch.setenv(shared_fs.VARIABLE, "0")
     assert task.main([f"{tmp_path / 'gone'}:1"]) == 1
-    assert f"error: {tmp_path / 'gone'}: does not exist (removed, purged or not mounted)" in capsys.readouterr().err
+    assert f"error: {tmp_path / 'gone'} does not exist (removed, purged or not mounted)" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())

@@ -54,7 +54,7 @@ class BestEffortLogger(Callback):
             missing = isinstance(error, ModuleNotFoundError) and error.name == self.name
             reason = first_line(error).rstrip(". ")
             what = f"not installed ({pip_install(self.name)})" if missing else f"{type(error).__name__}: {reason}"
-            logger.warning(f"callbacks.{self.name}: {what}; training goes on without it")
+            logger.warning(f"callbacks.{self.name}: {what}; training continues without it")
 
 
 def scalars(row: Row) -> dict[str, float | int]:

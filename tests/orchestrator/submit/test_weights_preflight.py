@@ -37,6 +37,6 @@ def test_the_cell_whose_model_does_not_fit_is_named(tmp_path: Path) -> None:
     loaded = load_experiment(file, ())
     (found,) = check_weights(loaded, matrix.runs(loaded, lambda config: (4096, 4095)))
     assert found.endswith(
-        f"study.yaml:4: cell wider: model.n_embd: is 96, but the weights of model.init_from: {tmp_path / 'weights'} "
+        f"study.yaml:4: cell wider: model.n_embd: 96, but the weights of model.init_from: {tmp_path / 'weights'} "
         "have 48; set it to 48"
     )

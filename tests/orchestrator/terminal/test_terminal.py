@@ -106,8 +106,8 @@ def test_ctrl_c_stops_local_runs_and_says_so(study: Workspace) -> None:
 @pytest.mark.parametrize(
     ("words", "shown", "sentence"),
     [
-        (("status", "--watch"), "2 runs", "stopped watching; the runs go on"),
-        (("logs", "baseline-seed1", "-f"), "iter 1", "stopped following; the run goes on"),
+        (("status", "--watch"), "2 runs", "stopped watching; the runs continue"),
+        (("logs", "baseline-seed1", "-f"), "iter 1", "stopped following; the run continues"),
         (("cancel", "--all"), "[y/N]", "interrupted; rerun the command"),
     ],
 )

@@ -49,7 +49,7 @@ def test_show_diff_and_logs(ask: Ask) -> None:
     found = ask("diff", baseline["id"], rope)
     assert {"what": "model.rope", "first": "false", "second": "true"} in found["differences"]
     assert ask("diff", "baseline", "rope") == found  # two cells: the first seed of both
-    assert ask("diff", "baseline", rope, code=2)["errors"][0].startswith("baseline: matches more than one run")
+    assert ask("diff", "baseline", rope, code=2)["errors"][0].startswith("baseline matches more than one run")
     Path(baseline["folder"], run_files.JOB_OUT).write_text("one\ntwo\x1b[0m\n")
     assert ask("logs", baseline["id"], "-n", "1")["lines"] == ["two"]
 

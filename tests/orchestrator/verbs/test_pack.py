@@ -158,19 +158,19 @@ CONFIG, LOSS, SUMMARY = r"baseline-seed1-\w+/config\.json", r"baseline-seed1-\w+
 CODE = r"ablatrix/trainer/config/sections\.py"
 # What was done to the archive; whether its manifest was left as it was; what is found
 CORRUPTIONS: dict[str, tuple[Callable[[Files], None], bool, str]] = {
-    "digit in loss.csv": (edit(LOSS, r"^5,(\d)\.", r"5,9."), True, "loss.csv: is not the file that was packed"),
-    "cut file": (cut(LOSS), True, "loss.csv: is not the file"),
-    "changed config.json": (edit(CONFIG, "0.003", "0.004"), True, "config.json: is not the file"),
+    "digit in loss.csv": (edit(LOSS, r"^5,(\d)\.", r"5,9."), True, "loss.csv is not the file that was packed"),
+    "cut file": (cut(LOSS), True, "loss.csv is not the file"),
+    "changed config.json": (edit(CONFIG, "0.003", "0.004"), True, "config.json is not the file"),
     "run removed": (remove("baseline-seed1-"), True, "loss.csv is listed in manifest.json but missing"),
     "run added": (add_run, True, "baseline-seed9-01234567/loss.csv is not listed"),
     "changed experiment file": (
         edit(r"experiment/study\.yaml", "swiglu: true", "rope: true"),
         True,
-        "study.yaml: is not",
+        "study.yaml is not",
     ),
-    "other defaults in the code": (edit(CODE, "3e-4", "6e-4"), True, "sections.py: is not the file"),
-    "changed report": (edit(r"report\.md", "NLL", "BLEU"), True, "report.md: is not the file"),
-    "changed lock": (edit(r"environment\.txt", "^torch==2", "torch==3"), True, "environment.txt: is not the file"),
+    "other defaults in the code": (edit(CODE, "3e-4", "6e-4"), True, "sections.py is not the file"),
+    "changed report": (edit(r"report\.md", "NLL", "BLEU"), True, "report.md is not the file"),
+    "changed lock": (edit(r"environment\.txt", "^torch==2", "torch==3"), True, "environment.txt is not the file"),
     "no manifest": (remove(r"^manifest\.json"), True, "manifest.json is missing or corrupt"),
     "path that leads out": (lead_out, True, "leads out of the folder"),
     "digit in loss.csv, packed": (edit(LOSS, r"^5,(\d)\.", r"5,9."), False, "loss.csv has been changed since"),
