@@ -177,9 +177,7 @@ def _load(path: Path) -> Any:
             # The checksum was correct, so the disk has failed since
             raise OSError(errno.EIO, message) from error
         if isinstance(error, pickle.UnpicklingError):
-            message = (
-                "it contains more than tensors, numbers and strings"  # torch's message advises loading it anyway
-            )
+            message = "it contains more than tensors, numbers and strings"  # torch's message advises loading it anyway
         raise DamagedError(message) from None
 
 

@@ -42,7 +42,7 @@ def test_damaged_one_is_set_aside(tmp_path: Path, caplog: pytest.LogCaptureFixtu
 
 def test_another_configuration_is_refused(tmp_path: Path) -> None:
     path = checkpoint.save(tmp_path, state(1, "bbbb"))
-    with pytest.raises(UserError, match=r"fingerprint bbbb, this run has aaaa.*work_dir"):
+    with pytest.raises(UserError, match=r"fingerprint bbbb, here aaaa.*work_dir"):
         checkpoint.newest(tmp_path, "aaaa")
     with pytest.raises(UserError, match="fingerprint bbbb"):
         checkpoint.load(path, "aaaa")

@@ -103,7 +103,9 @@ def test_lines_that_are_not_utf8_are_skipped_and_counted(tmp_path: Path, offline
     byte = "0xfc" if encoding == "latin-1" else "0xff"
     assert store.first_skipped["not_utf8"].startswith(f"line 3, byte {byte}; ")
     path.write_bytes(f"{bad}\n".encode("latin-1") * 3)
-    with pytest.raises(DataError, match=r"no document \(3 lines that are not UTF-8\); line 1, byte 0xfc; .*iconv -f"):
+    with pytest.raises(
+        DataError, match=r"no documents found \(3 lines that are not UTF-8\); line 1, byte 0xfc; .*iconv -f"
+    ):
         opened(path, offline_cache)
 
 
