@@ -142,7 +142,7 @@ def test_what_cannot_be_shared_is_refused() -> None:
         "1f1b needs at least as many as there are processes .3., got 2": {"pipeline_microbatches": 2},
         "pipeline_split: 1,1 does not divide 2 layers among 3 stages": {"pipeline_split": (1, 1)},
         "2 layers cannot be split into 6 stages; use fewer processes or": {"pipeline_stages_per_rank": 2},
-        "microbatches: 10 cannot be interleaved by 3 processes; take a multiple of 3": {
+        "microbatches: 10 cannot be interleaved by 3 processes; use a multiple of 3": {
             "pipeline_stages_per_rank": 2,
             "pipeline_microbatches": 10,
             "batch_size": 10,

@@ -33,7 +33,7 @@ def _batch_problems(config: RunConfig, world: int) -> list[str]:
     if settings.batch_size % world:
         return [
             f"trainer.batch_size: {settings.batch_size} windows cannot be split evenly among {world} processes; "
-            f"take a multiple of {world}"
+            f"use a multiple of {world}"
         ]
     if settings.grad_accum > settings.batch_size // world:
         return [
@@ -68,7 +68,7 @@ def _pipeline_problems(config: RunConfig, world: int) -> list[str]:
         )
     if settings.batch_size % pieces:
         problems.append(
-            f"trainer.batch_size: {settings.batch_size} windows cannot be cut into {pieces} equal micro-batches; take "
+            f"trainer.batch_size: {settings.batch_size} windows cannot be cut into {pieces} equal micro-batches; use "
             f"a multiple of {pieces}, or set trainer.pipeline_microbatches"
         )
     elif settings.pipeline_schedule == "1f1b" and pieces < world:

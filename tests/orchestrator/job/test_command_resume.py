@@ -71,7 +71,7 @@ def test_a_command_that_knows_no_signal_goes_on_from_its_checkpoint(workspace: W
 
 def test_without_a_checkpoint_or_a_way_to_resume_it_starts_over_and_says_so(workspace: Workspace) -> None:
     for changes, words in (
-        ({}, "no resume_command is known"),
+        ({}, "no resume_command is set"),
         ({"checkpoint": "{run_dir}/state.json", "resume_command": RESUME, "name": "late"}, "state.json yet"),
     ):
         study = create(workspace, **changes)

@@ -157,7 +157,7 @@ def test_an_unknown_fate_blocks_until_it_is_known(
 ) -> None:
     fake.set_mode("lost")
     study = make_study(tmp_path)
-    assert "nothing twice" in submit_once(study)
+    assert "only the others are queued" in submit_once(study)
     assert {state.state for state in study_state.collect(study)} == {"queued"}
     fake.set_mode("good")
     submit_once(study)
