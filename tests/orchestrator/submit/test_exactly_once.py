@@ -207,6 +207,7 @@ def test_eight_submits_at_once(fake: FakeSlurm, tmp_path: Path, monkeypatch: pyt
         fake.set_mode("good")  # where an answer stayed unknown: the user submits again, later
         with monkeypatch.context() as later:
             later.setattr(submit_attempts, "VOID_AFTER", 0.0)
+            later.setattr("ablatrix.orchestrator.slurm.sbatch.SBATCH_TIMEOUT", PATIENCE)
             submit_once(study)
         fake.set_mode("chaos")
         counts = queued_runs(study, fake)
