@@ -105,11 +105,11 @@ def configs_of(whole: Tree) -> list[str]:
     if configs is None:
         return []
     if not isinstance(configs, dict):
-        raise UserError(f"{whole.position((CONFIGS,))}: {CONFIGS}: must be names, each with settings below it")
+        raise UserError(f"{whole.position((CONFIGS,))}: {CONFIGS}: must be a mapping of names to settings")
     for name, body in configs.items():
         where = f"{whole.position((CONFIGS, name))}: {CONFIGS}.{name}: "
         if not isinstance(body, dict | None):
-            raise UserError(f"{where}must be settings, such as `base: {{model.model_type: gpt2}}`")
+            raise UserError(f"{where}must be a mapping, such as `base: {{model.model_type: gpt2}}`")
         if any(str(key).partition(".")[0] in RunConfig.model_fields for key in body or ()):
             raise UserError(
                 f"{where}a config is a study of its own, with its settings under `base:`; variants to compare within "

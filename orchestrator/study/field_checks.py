@@ -94,7 +94,7 @@ def block_problems(data: dict[str, Any], tree: Tree, example: str, problem_of: C
         if path == ("scale",) and not isinstance(settings, dict):
             continue  # reported by its model
         if not isinstance(settings, dict):
-            problems.append(f"{where}must be settings such as `{example}`, found {show(settings)}")
+            problems.append(f"{where}must be a mapping such as `{example}`, found {show(settings)}")
             continue
         if path[0] == "features" and not settings:
             problems.append(f"{where}no overrides; give the settings that the feature changes")
@@ -119,7 +119,7 @@ def _name_problem(known: dict[str, FieldInfo], key: str, value: Any) -> str:
         return FIXED[key]
     if key in RunConfig.model_fields:
         example = next(name for name in known if name.startswith(f"{key}."))
-        return f"must be settings such as `{example}: ...`, found {show(value)}"
+        return f"must be a mapping such as `{example}: ...`, found {show(value)}"
     names = [name for name in known if not name.startswith("info.")]
     return "" if key in known else f"unknown key{hint(key, names)}"
 

@@ -54,7 +54,8 @@ def load_experiment(path: Path, sets: Iterable[str] = ()) -> Loaded:
     data = fill_tree(tree, variables, problems)
     forced = fill_tree(Tree(forced, {(key,): set_options.POSITION for key in forced}), variables, problems)
     if not isinstance(tree.data.get("vars"), dict | None):
-        problems.append(f"{tree.position(('vars',))}: vars: must be names with values, found {show(tree.data['vars'])}")
+        found = show(tree.data["vars"])
+        problems.append(f"{tree.position(('vars',))}: vars: must be a mapping of names to values, found {found}")
     return replace(_validate(data, tree, source, forced, problems), files=reader.files)
 
 

@@ -14,7 +14,7 @@ from pydantic.fields import FieldInfo
 LONGEST = 60  # characters of a value to show
 Path = tuple[str, ...]
 
-_SECTION = "settings (`key: value`)"
+_SECTION = "a mapping (`key: value`)"
 _EXPECTED = {
     "bool_type": "true or false",
     "bool_parsing": "true or false",
@@ -54,7 +54,7 @@ def show(value: Any) -> str:
     if isinstance(value, list | tuple):
         return f"a list of {len(value)}" if value else "an empty list"
     if isinstance(value, Mapping):
-        return f"settings ({_shortened(', '.join(map(str, value)))})" if value else "empty settings"
+        return f"a mapping ({_shortened(', '.join(map(str, value)))})" if value else "an empty mapping"
     return repr(_shortened(value)) if isinstance(value, str) else _shortened(str(value))
 
 

@@ -67,7 +67,7 @@ slurm: {partition: "a b; rm", tim: "1"}
         (5, "base.system.seed: set per run; give `seeds:`"),
         (7, "features.rope: no overrides"),
         (8, "features.cosine.trainer.use_cosin: unknown key (did you mean trainer.use_cosine?)"),
-        (9, "features.words: must be settings"),
+        (9, "features.words: must be a mapping"),
         (10, "features.-dash: names have up to 80 letters"),
         (11, "seeds"),
         (12, "slurm.partition: characters that are not safe"),
@@ -125,7 +125,7 @@ def test_set_wins_and_is_checked(tmp_path: Path) -> None:
         ('output: "a\\0b"', "control characters"),
         ("cells: {baseline: [rope]}", "baseline: reserved for a cell of the designs"),
         ("features: [rope]", "features"),
-        ("base: 3", "base: must be settings"),
+        ("base: 3", "base: must be a mapping"),
     ],
 )
 def test_faults_of_the_top_level(tmp_path: Path, line: str, words: str) -> None:

@@ -40,7 +40,7 @@ def test_goes_into_every_run_and_changes_none(tmp_path: Path) -> None:
         ("experiment_info: {hypotesis: x}", "experiment_info.hypotesis: unknown key (did you mean hypothesis?)"),
         ("experiment_info: {name: [5]}", "experiment_info.name: must be a string, found a list of 1"),
         ("experiment_info: {date: 31.1.2026}", "experiment_info.date: '31.1.2026' is not a date; write YYYY-MM-DD"),
-        ("experiment_info: Re-attention", "experiment_info: must be settings (`key: value`), found 'Re-attention'"),
+        ("experiment_info: Re-attention", "experiment_info: must be a mapping (`key: value`), found 'Re-attention'"),
         ("features: {f: {info.name: x}}", "features.f.info.name: the same in all runs; give `experiment_info:`"),
     ],
 )

@@ -103,7 +103,7 @@ def test_an_inherited_feature_can_be_taken_away(tmp_path: Path) -> None:
     path = write(tmp_path, "e.yaml", f"name: e\nextends: sizes.yaml\n{features}\n")
     assert load(path).experiment.features == {"swiglu": {"model.swiglu": True}}
     alone = write(tmp_path, "f.yaml", f"name: e\n{features}\n")
-    assert "features.rope: must be settings" in fault(alone), "what is not inherited has been forgotten"
+    assert "features.rope: must be a mapping" in fault(alone), "what is not inherited has been forgotten"
 
 
 def test_what_is_extended_cannot_be_set_but_chosen(tmp_path: Path) -> None:
@@ -125,8 +125,8 @@ def test_what_is_extended_cannot_be_set_but_chosen(tmp_path: Path) -> None:
         ("extends: a\nconfigs: {a: {}}\n", "a", "extends itself"),
         ("configs: {a: {extends: bb}, b: {}}\n", "a", "sizes.yaml:1: extends: "),
         ("configs: {a: {extends: smal}, small: {}}\n", "a", "no config of this file (did you mean small?)"),
-        ("configs: {a: 3}\n", "a", "sizes.yaml:1: configs.a: must be settings"),
-        ("configs: [a]\n", "a", "sizes.yaml:1: configs: must be names"),
+        ("configs: {a: 3}\n", "a", "sizes.yaml:1: configs.a: must be a mapping"),
+        ("configs: [a]\n", "a", "sizes.yaml:1: configs: must be a mapping of names to settings"),
         ("configs: {a: {configs: {b: {}}}}\n", "a", "configs.a: configs cannot be nested"),
         ("configs: {a b: {}}\n", "a b", "sizes.yaml:1: name: names have up to 80 letters"),
         ("name: x\nconfigs: {a: {bas: 1}}\n", "a", "sizes.yaml:2: bas: unknown key (did you mean base?)"),

@@ -113,7 +113,7 @@ def test_sizes_are_named_by_what_tells_them_apart() -> None:
         ),
         (
             "[gpt-nano, gpt-micro]",
-            "scale: must be settings (`key: value`), found a list of 2; for example `scale: {model",
+            "scale: must be a mapping (`key: value`), found a list of 2; for example `scale: {model",
         ),
     ],
 )
