@@ -150,7 +150,7 @@ def _aa_cells(loaded: Loaded, has_baseline: bool) -> list[Cell]:
     if not has_baseline:
         raise ConfigError([f"{where}compares the baseline with itself; add baseline to the design"])
     if experiment.tune:
-        raise ConfigError([f"{where}cannot be used with tune; leave one of the two out"])
+        raise ConfigError([f"{where}cannot be used with tune; remove one of the two"])
     if any(seed + AA_SHIFT in experiment.seed_list for seed in experiment.seed_list):
         raise ConfigError([f"{where}trains with the seeds + {AA_SHIFT:,}, which `seeds` has too; give smaller seeds"])
     return [Cell(AA, (), AA_SHIFT)]
@@ -329,7 +329,7 @@ def _tuned(loaded: Loaded) -> Iterator[str]:
     if not experiment.command and setting not in (known := [key for key, _ in keys()]):
         yield f"{where}no setting {setting!r}{hint(setting, known)}"
     if setting in loaded.forced:
-        yield f"{where}--set {setting} gives every run one value; leave one of the two out"
+        yield f"{where}--set {setting} gives every run one value; remove one of the two"
     for level in experiment.all_levels():
         if setting in level.overrides:
             yield (

@@ -147,7 +147,7 @@ class WandB(BestEffortLogger):
         with keep_signal_handlers():
             self.run.finish(0)
         if self.offline and folder.exists():
-            logger.info(f"to see this run in W&B, where there is a network: wandb sync {folder}")
+            logger.info(f"to upload this run to W&B, from a machine with a network: wandb sync {folder}")
 
     def _log(self, row: Row) -> None:
         self.run.log(scalars(row), step=row["iter"])

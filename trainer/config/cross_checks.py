@@ -20,8 +20,8 @@ def find_contradictions(
         yield "data.file_path: missing; give the path of a JSONL file"
     if data.test_file and data.split == "test":
         yield (
-            "data.split: test trains on the documents held out of data.file_path, and data.test_file is evaluated in "
-            "their place; leave one of the two out"
+            "data.split: test trains on the documents held out of data.file_path, but data.test_file replaces them; "
+            "remove one of the two"
         )
     if data.block_size > model.block_size:
         yield (

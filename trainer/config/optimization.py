@@ -84,7 +84,7 @@ def find_problems(settings: TrainerConfig) -> Iterator[str]:
     if settings.use_cosine is not None and settings.use_cosine != (name == "cosine"):
         yield (
             f"trainer.use_cosine: {spell(settings.use_cosine)} contradicts trainer.schedule {name}; "
-            "it is the short form of schedule: cosine, so leave one of the two out"
+            "it is the short form of schedule: cosine; remove one of the two"
         )
     yield from _unread(settings, "optimizer", settings.optimizer, OPTIMIZERS)
     yield from _unread(settings, "schedule", name, SCHEDULES)
@@ -131,7 +131,7 @@ def _levels(settings: TrainerConfig) -> Iterator[str]:
     elif floor > constant:
         yield (
             f"trainer.constant_lr_ratio: {constant} is less than trainer.min_lr_ratio {floor}: the annealing "
-            "would raise the rate; raise the first or lower the second"
+            "would raise the rate; raise constant_lr_ratio or lower min_lr_ratio"
         )
 
 

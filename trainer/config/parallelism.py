@@ -81,7 +81,7 @@ def _pipeline_problems(config: RunConfig, world: int) -> list[str]:
             "trainer.pipeline_microbatches instead"
         )
     if config.model.tie_embeddings:
-        problems.append("model.tie_embeddings: a pipeline has the embeddings and the head in different processes")
+        problems.append("model.tie_embeddings: the embeddings and the head are in different processes; set it to false")
     return problems
 
 

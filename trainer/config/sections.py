@@ -148,7 +148,7 @@ class DataConfig(Section):
     block_size: Size = Field(256, description="tokens per training window")
     text_key: str = Field("text", min_length=1, description="key of the text in each line")
     text_files: Literal["auto", "documents", "blocks"] = Field(
-        "auto", description=".txt: each is a document, or each block between blank lines (auto: blocks of a single one)"
+        "auto", description=".txt: a document per file or per block between blank lines (auto: blocks of a single file)"
     )
     sampling: Literal["document", "packed", "stream"] = Field(
         "document",

@@ -21,7 +21,7 @@ BOM = b"\xef\xbb\xbf"
 BYTE_ORDER_MARKS = (b"\xff\xfe", b"\xfe\xff")  # UTF-16
 TO_JSONL = "python -c \"import pandas; pandas.{read}.to_json('x.jsonl', orient='records', lines=True)\""
 ARROW = "convert it: python -c \"from datasets import Dataset; Dataset.from_file({file!r}).to_json('x.jsonl')\""
-NUMPY = "if it holds token ids: python -c \"import numpy; numpy.load({file!r}).astype('uint16').tofile('x.bin')\""
+NUMPY = "if it contains token ids: python -c \"import numpy; numpy.load({file!r}).astype('uint16').tofile('x.bin')\""
 PICKLE = "it is not loaded, since that can run code; write JSON lines in the program that made it"
 SIGNATURES: tuple[tuple[int, bytes, str, str], ...] = (  # offset, magic bytes, what the file is, what to do
     (0, b"ARROW1", "an Arrow (Feather) file", f"convert it: {TO_JSONL.format(read='read_feather({file!r})')}"),
