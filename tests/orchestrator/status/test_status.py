@@ -285,7 +285,7 @@ def test_studies_are_found_by_folder_name_and_age(study: Study, tmp_path: Path) 
     with pytest.raises(UserError, match=r"no study there; studies in .*: s"):
         study_dir.find_study("t", tmp_path / "out")
     (study.folder / "study.json").write_text('{"name": 1}')
-    with pytest.raises(UserError, match="damaged"):
+    with pytest.raises(UserError, match="corrupt"):
         study_dir.load_study(study.folder)
 
 
