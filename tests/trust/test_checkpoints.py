@@ -57,7 +57,7 @@ def require_refused(folder: Path, content: bytes) -> None:
     """Fail unless this content of the newest checkpoint is refused, and set aside for the one before."""
     path = folder / NAME
     path.write_bytes(content)
-    with pytest.raises(UserError, match=r"checkpoint-00000020.pt: not a readable checkpoint \(.*name another") as error:
+    with pytest.raises(UserError, match=r"checkpoint-00000020.pt: not a readable checkpoint \(.*choose another") as error:
         checkpoint.load(path, "aaaa")
     assert "\n" not in str(error.value)
     assert "weights_only" not in str(error.value)
@@ -87,7 +87,7 @@ def test_a_checkpoint_that_was_cut_is_refused(folder: Path, cases: Cases, seed: 
 def test_a_checkpoint_with_a_flipped_bit_is_refused(folder: Path, cases: Cases, seed: int, tally: Tally) -> None:
     """The CRCs of the zip format miss some of them."""
     whole = (folder / NAME).read_bytes()
-    bits = random.Random(seed).sample(range(len(whole) * 8), cases(120, 20_000))
+    bits = random.Random(seed).sample(range(len(whole) * 8), cases(120, len(whole) * 8))
     for bit in bits:
         damaged = bytearray(whole)
         damaged[bit // 8] ^= 1 << bit % 8
