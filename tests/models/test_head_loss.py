@@ -171,7 +171,7 @@ def test_second_backward_is_refused() -> None:
     x, weight, targets = inputs(20)
     loss = head_loss(x, weight, targets)
     loss.backward(retain_graph=True)
-    with pytest.raises(RuntimeError, match="differentiated once"):
+    with pytest.raises(RuntimeError, match="differentiated only once"):
         loss.backward()
 
 

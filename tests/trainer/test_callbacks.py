@@ -157,7 +157,7 @@ class TestEarlyStop:
         assert summary(run)["iters"] == summary(whole)["iters"]
 
     def test_needs_evaluations(self, train: Callable[..., Path]) -> None:
-        with pytest.raises(ConfigError, match=r"trainer.early_stop_patience: counts evaluations"):
+        with pytest.raises(ConfigError, match=r"trainer.early_stop_patience: no evaluations"):
             train(trainer__early_stop_patience=2, trainer__eval_interval=0)
 
     def test_small_gains_count_for_nothing(self) -> None:

@@ -152,7 +152,7 @@ def test_what_cannot_be_shared_is_refused() -> None:
             "pipeline_schedule": "gpipe",
         },
         "grad_accum: 2, but a pipeline cuts": {"grad_accum": 2},
-        "tie_embeddings: a pipeline has the embeddings": {"model": {"tie_embeddings": True}},
+        "tie_embeddings: the embeddings and the head are in different": {"model": {"tie_embeddings": True}},
     }.items():
         with pytest.raises(UserError, match=problem):
             ranks.check(settings("1f1b", **more))

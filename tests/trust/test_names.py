@@ -179,9 +179,9 @@ def write_study(folder: Path, name: object) -> Path:
 @pytest.mark.parametrize("name", ["..", "../../victim", "/etc", "", ".", "a/../../victim", None, 7])
 def test_a_study_json_that_names_another_folder_is_refused(tmp_path: Path, victim: Path, name: object) -> None:
     study = write_study(tmp_path / "out" / "study", name)
-    with pytest.raises(UserError, match="damaged"):
+    with pytest.raises(UserError, match="corrupt"):
         study_dir.load_study(study)
-    with pytest.raises(UserError, match="damaged"):
+    with pytest.raises(UserError, match="corrupt"):
         collect.read_study(study, {})
 
 

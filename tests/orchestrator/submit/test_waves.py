@@ -215,7 +215,7 @@ def test_held_jobs_are_released_while_waiting(fake: FakeSlurm, study: Study, ord
     scheduler, printed = Scheduler(), Printed()
     assert not waves.keep_going(study, printed)(study_state.collect(study, scheduler), scheduler)
     assert asked.read_text() == "release 1_0,1_1,1_2,1_3,1_4,1_5,1_6,2\n", "the runs and their report"
-    assert printed[0].startswith("8 jobs that Slurm held")
+    assert printed[0].startswith("released 8 jobs that Slurm held")
 
 
 def test_a_follow_up_that_slurm_holds_is_shown_and_released(fake: FakeSlurm, study: Study, order: Order) -> None:
