@@ -57,7 +57,7 @@ def require_refused(folder: Path, content: bytes) -> None:
     """Fail unless this content of the newest checkpoint is refused, and set aside for the one before."""
     path = folder / NAME
     path.write_bytes(content)
-    with pytest.raises(UserError, match=r"checkpoint-00000020.pt: not a readable checkpoint \(.*choose another") as error:
+    with pytest.raises(UserError, match=r"checkpoint-00000020.pt: not a readable checkpoint \(.*choose") as error:
         checkpoint.load(path, "aaaa")
     assert "\n" not in str(error.value)
     assert "weights_only" not in str(error.value)
