@@ -47,10 +47,7 @@ def cache_warm(*arguments: object, hub: str = "", home: Path) -> subprocess.Comp
 @pytest.fixture(scope="session")
 def gpt2_files(offline_cache: Path) -> dict[str, bytes]:
     """Files of a GPT-2 style tokenizer, as a repository of the hub has them."""
-    files = {name: (offline_cache / "tokenizers" / "sample" / name).read_bytes() for name in TOKENIZER_FILES}
-    model = json.loads(files["tokenizer.json"])["model"]
-    merges = ["#version: 0.2", *(" ".join(merge) for merge in model["merges"]), ""]
-    return {**files, "vocab.json": json.dumps(model["vocab"]).encode(), "merges.txt": "\n".join(merges).encode()}
+    return {name: (offline_cache / "tokenizers" / "sample" / name).read_bytes() for name in TOKENIZER_FILES}
 
 
 @pytest.fixture
@@ -121,7 +118,7 @@ def test_the_second_call_downloads_nothing(hub: HubServer, tmp_path: Path) -> No
     again = cache_warm("--tokenizer", "owner/small", hub=hub.url, home=tmp_path)
     assert again.returncode == 0 and "already in" in again.stdout and "verified" in again.stdout
     assert len(hub.requests) == count and (tmp_path / "cache" / "manifest.json").read_bytes() == manifest
-    victim = tmp_path / "cache" / "tokenizers" / "owner--small" / "tokenizer.json"
+    victim = tmp_path / "cache" / "tokenizers" / "owner--small" / "merges.txt"
     content = victim.read_bytes()
     victim.write_bytes(content[:-1] + b"x")  # same size: only the hash tells
     assert cache_warm("--tokenizer", "owner/small", hub=hub.url, home=tmp_path).returncode == 0
@@ -155,13 +152,13 @@ def test_a_data_file(hub: HubServer, tmp_path: Path, corpus: Path, gpt2_files: d
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
-        ("wrong hash", "openai-community/gpt2: tokenizer_config.json: the file differs from what the hub reports"),
-        ("truncated", "openai-community/gpt2: tokenizer_config.json: the download was cut short"),
+        ("wrong hash", "openai-community/gpt2: merges.txt: the file differs from what the hub reports"),
+        ("truncated", "openai-community/gpt2: merges.txt: the download was cut short"),
         (503, "answered with status 503; try again later"),
     ],
 )
 def test_faults_of_the_hub(hub: HubServer, tmp_path: Path, fault: str | int, message: str) -> None:
-    hub.faults["tokenizer_config.json"] = fault
+    hub.faults["merges.txt"] = fault
     done = cache_warm(hub=hub.url, home=tmp_path)
     assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
     assert message in done.stderr
@@ -279,6 +276,12 @@ def test_folders_that_hold_no_tokenizer(tmp_path: Path, files: dict[str, bytes],
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and message in done.stderr
     assert not (tmp_path / "cache" / "manifest.json").exists()
     assert list((tmp_path / "cache").rglob("*.json")) == []
+
+
+def test_files_that_contradict_each_other(tmp_path: Path, gpt2_files: dict[str, bytes]) -> None:
+    fewer = b"\n".join(gpt2_files["merges.txt"].splitlines()[:-1])
+    done = cache_warm("--from", folder_of(tmp_path / "source", gpt2_files | {"merges.txt": fewer}), home=tmp_path)
+    assert done.returncode == 2 and "tokenizer.json does not agree with vocab.json and merges.txt" in done.stderr
 
 
 def test_the_sample_needs_no_network_and_tokens_are_made_ahead(tmp_path: Path, offline_cache: Path) -> None:

@@ -234,7 +234,7 @@ def test_a_data_file_named_by_a_path_is_refused(tmp_path: Path, victim: Path, na
         data_sets.warm_data("owner/name", name, tmp_path / "data", tmp_path / "cache")
 
 
-@pytest.mark.parametrize("files", [{"../../../etc/passwd": {"size": 1}}, {"tokenizer.json": 7}, {}, None])
+@pytest.mark.parametrize("files", [{"../../../etc/passwd": {"size": 1}}, {"vocab.json": 7}, {}, None])
 def test_a_doctored_cache_manifest_is_refused(tmp_path: Path, offline_cache: Path, files: object) -> None:
     manifest = json.loads((offline_cache / "manifest.json").read_text())
     manifest["tokenizers"]["sample"]["files"] = files

@@ -64,7 +64,7 @@ def write_corpus(path: Path, root: Path | None = None) -> int:
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int = VOCAB_SIZE) -> dict[str, bytes]:
-    """Train a byte-level BPE (Sennrich et al. 2016; Radford et al. 2019); return GPT-2 style tokenizer files.
+    """Train a byte-level BPE (Sennrich et al. 2016; Radford et al. 2019); return the four files of a GPT-2 tokenizer.
 
     The same texts give the same bytes: ties between pairs are broken by the ids of their parts.
     """
@@ -87,7 +87,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = VOCAB_SIZE) -> dict[
 
 
 def tokenizer_files(vocab: dict[str, int], merges: list[str]) -> dict[str, bytes]:
-    """Return tokenizer.json and tokenizer_config.json of a GPT-2 style tokenizer.
+    """Return vocab.json, merges.txt, tokenizer.json and tokenizer_config.json of a GPT-2 style tokenizer.
 
     vocab: id of each token (END_OF_TEXT is appended if missing); merges: `left right` pairs, highest priority first.
     """
@@ -115,6 +115,8 @@ def tokenizer_files(vocab: dict[str, int], merges: list[str]) -> dict[str, bytes
         },
     }
     return {
+        "vocab.json": json.dumps(vocab, ensure_ascii=False).encode(),
+        "merges.txt": "\n".join(["#version: 0.2", *merges, ""]).encode(),
         "tokenizer.json": json.dumps(tree, ensure_ascii=False).encode(),
         "tokenizer_config.json": json.dumps(TOKENIZER_CONFIG).encode(),
     }

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ablatrix.trainer.data.tokenizer import TokenizerInfo, is_gpt2_pipeline, verify
+from ablatrix.trainer.data.tokenizer import TokenizerInfo, verify
 from ablatrix.trainer.rundir.errors import OfflineCacheError
 
 if TYPE_CHECKING:
@@ -139,6 +139,20 @@ def _rank_ids(tree: dict[str, Any]) -> np.ndarray:
     vocab = tree["model"]["vocab"]
     ids = [*(vocab[token] for token in _rank_tokens(tree)), *_special_tokens(tree).values()]
     return np.array(ids, dtype=np.int64)
+
+
+def is_gpt2_pipeline(tree: dict[str, Any]) -> bool:
+    """True if a tokenizer.json is a byte-level BPE that splits and merges like GPT-2's."""
+    splitter, model = tree.get("pre_tokenizer") or {}, tree["model"]
+    return (
+        tree.get("normalizer") is None
+        and splitter.get("type") == "ByteLevel"
+        and splitter.get("add_prefix_space") is False
+        and splitter.get("use_regex", True) is True
+        and model.get("type", "BPE") == "BPE"
+        and not any(model.get(key) for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"))
+        and not model.get("ignore_merges")
+    )
 
 
 def _tiktoken(folder: Path) -> tuple[Any, np.ndarray]:

@@ -2,7 +2,7 @@
 
     manifest.json            this manifest
     models/<name>/           model.safetensors, config.json
-    tokenizers/<name>/       tokenizer.json, tokenizer_config.json
+    tokenizers/<name>/       tokenizer.json, tokenizer_config.json; of GPT-2's kind vocab.json, merges.txt: no links
     tokens/<key>/            token caches of corpora (see trainer.data.token_cache)
 
 `warm-cache` fills the cache on a machine with internet access; jobs only read it.
@@ -16,9 +16,8 @@ import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
 
-from pydantic import BaseModel, Field, StringConstraints, ValidationError
+from pydantic import BaseModel, ValidationError, field_validator
 
 from ablatrix.trainer.data.shard_claims import Claims
 from ablatrix.trainer.rundir.errors import OfflineCacheError
@@ -27,8 +26,9 @@ from ablatrix.trainer.rundir.program import program
 
 MANIFEST = "manifest.json"
 FORMAT = 1
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
-TokenizerFile = Annotated[str, StringConstraints(pattern=r"^tokenizer(_config)?\.json$")]
+# A GPT-2 style tokenizer has all of them, any other the last two
+TOKENIZER_FILES = ("vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json")
+
 SAFETENSORS = "model.safetensors"
 MODEL_FILES = (SAFETENSORS, "config.json")
 
@@ -48,9 +48,16 @@ class TokenizerEntry(BaseModel):
     commit: str | None = None
     vocab_size: int
     bulk: str = "tokenizers"
-    files: Annotated[dict[TokenizerFile, FileFacts], Field(min_length=len(TOKENIZER_FILES))]
+    files: dict[str, FileFacts]
     date: str = ""
     versions: dict[str, str] = {}
+
+    @field_validator("files")
+    @classmethod
+    def _check_names(cls, files: dict[str, FileFacts]) -> dict[str, FileFacts]:
+        if set(files) not in (set(TOKENIZER_FILES), set(TOKENIZER_FILES[2:])):
+            raise ValueError(f"files must be {', '.join(TOKENIZER_FILES)}, or the last two")
+        return files
 
     def sha256(self) -> str:
         """Return one SHA-256 for all files: the hash of the sorted lines `name hash`."""

@@ -93,20 +93,6 @@ def count_tokens(tree: Any) -> int:
     return int(max([largest, *(token["id"] for token in tree["added_tokens"])])) + 1
 
 
-def is_gpt2_pipeline(tree: dict[str, Any]) -> bool:
-    """True if a tokenizer.json is a byte-level BPE that splits and merges like GPT-2's."""
-    splitter, model = tree.get("pre_tokenizer") or {}, tree["model"]
-    return (
-        tree.get("normalizer") is None
-        and splitter.get("type") == "ByteLevel"
-        and splitter.get("add_prefix_space") is False
-        and splitter.get("use_regex", True) is True
-        and model.get("type", "BPE") == "BPE"
-        and not any(model.get(key) for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"))
-        and not model.get("ignore_merges")
-    )
-
-
 def vocabulary(data: DataConfig, cache_dir: Path) -> tuple[int, int | None]:
     """Return the vocabulary size of a corpus's tokenizer, and the token between documents if data.sampling needs it.
 
@@ -157,8 +143,7 @@ def load(name: str, cache_dir: Path) -> PreTrainedTokenizerFast:
     from transformers import GPT2TokenizerFast, PreTrainedTokenizerFast  # type: ignore[attr-defined]
 
     found: PreTrainedTokenizerFast
-    tree = json.loads((info.folder / TOKENIZER_JSON).read_text(encoding="utf-8"))
-    if not is_folder(name) and is_gpt2_pipeline(tree):
+    if not is_folder(name) and (info.folder / "vocab.json").exists():
         found = GPT2TokenizerFast.from_pretrained(str(info.folder), local_files_only=True)
     else:
         found = PreTrainedTokenizerFast(tokenizer_file=str(info.folder / TOKENIZER_JSON))

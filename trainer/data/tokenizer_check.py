@@ -13,8 +13,8 @@ import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ablatrix.trainer.data.encoder import Encoder, exact_tokenizer, fast_table
-from ablatrix.trainer.data.tokenizer import TOKENIZER_JSON, TokenizerInfo, count_tokens, go_offline, is_gpt2_pipeline
+from ablatrix.trainer.data.encoder import Encoder, exact_tokenizer, fast_table, is_gpt2_pipeline
+from ablatrix.trainer.data.tokenizer import TOKENIZER_JSON, TokenizerInfo, count_tokens, go_offline
 
 # Spaces and line ends, contractions, numerals, scripts without spaces, joined emoji, combining marks, byte order marks,
 # special tokens inside a text, parts of words in the vocabulary.

@@ -24,7 +24,7 @@ from ablatrix.trainer.data.characters import character_tokenizer
 from ablatrix.trainer.data.corpus import describe_skipped
 from ablatrix.trainer.data.corpus_files import describe_files, find_files, is_flat
 from ablatrix.trainer.data.data_sets import now, warm_data, warm_data_set
-from ablatrix.trainer.data.encoder import byte_characters
+from ablatrix.trainer.data.encoder import byte_characters, is_gpt2_pipeline
 from ablatrix.trainer.data.manifest import (
     TOKENIZER_FILES,
     FileFacts,
@@ -33,16 +33,13 @@ from ablatrix.trainer.data.manifest import (
     read_manifest,
 )
 from ablatrix.trainer.data.token_cache import Cache
-from ablatrix.trainer.data.tokenizer import folder_name, is_gpt2_pipeline
+from ablatrix.trainer.data.tokenizer import folder_name
 from ablatrix.trainer.data.warm_weights import warm_weights
 from ablatrix.trainer.rundir.console import say
 from ablatrix.trainer.rundir.cpus import allotted_cores
 from ablatrix.trainer.rundir.errors import AblatrixError, RunError, UserError
 from ablatrix.trainer.rundir.files import atomic_write, make_folder, personal, remove
 from ablatrix.trainer.rundir.program import program, run_module
-
-OLDER_FILES = ("vocab.json", "merges.txt")  # files of older byte-level BPEs without a tokenizer.json
-SOURCES = (*TOKENIZER_FILES, *OLDER_FILES)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -217,7 +214,7 @@ def _hash_files(folder: Path) -> dict[str, FileFacts]:
 def _read_folder(source: Path) -> tuple[dict[str, bytes], dict[str, Any]]:
     if not source.is_dir():
         raise UserError(f"--from {source}: no such folder")
-    files = {name: (source / name).read_bytes() for name in SOURCES if (source / name).is_file()}
+    files = {name: (source / name).read_bytes() for name in TOKENIZER_FILES if (source / name).is_file()}
     if not _is_sufficient(files):
         raise UserError(f"--from {source}: no vocab.json with merges.txt, and no tokenizer.json")
     return files, {"source": os.path.abspath(source)}
@@ -227,9 +224,7 @@ def _download(name: str, revision: str, home: Path) -> tuple[dict[str, bytes], d
     """Download a tokenizer's files from the hub, all at the commit of the first one."""
     repo, commit, files = tokenizer_names.repository(name), revision, {}
     staging = personal(home / f".{folder_name(name)}.download")
-    for file in SOURCES:
-        if file in OLDER_FILES and "tokenizer.json" in files:
-            break
+    for file in TOKENIZER_FILES:
         say(f"tokenizer {name}: {file} from {repo}")
         try:
             got = hub.fetch(repo, file, staging, revision=commit)
@@ -247,19 +242,34 @@ def _is_sufficient(files: dict[str, bytes]) -> bool:
 
 
 def complete_files(files: dict[str, bytes], name: str) -> dict[str, bytes]:
-    """Return TOKENIZER_FILES, creating a missing tokenizer.json from vocab.json and merges.txt.
+    """Return all four files of a GPT-2 style tokenizer, creating missing files from the others.
 
-    Raises UserError if files are corrupt.
+    For any other tokenizer, tokenizer.json is enough. Raises UserError if files are corrupt or contradict each other.
     """
     try:
-        if "tokenizer.json" not in files:
-            lines = files["merges.txt"].decode().splitlines()
-            merges = [line for line in lines if line and not line.startswith("#version")]
-            files = embedded_sample.tokenizer_files(json.loads(files["vocab.json"]), merges) | files
-        is_gpt2_pipeline(json.loads(files["tokenizer.json"]))
+        tree: Any = json.loads(files["tokenizer.json"]) if "tokenizer.json" in files else None
+        if tree is not None and not is_gpt2_pipeline(tree):
+            return {"tokenizer_config.json": b"{}"} | {k: v for k, v in files.items() if k in TOKENIZER_FILES[2:]}
+        model: Any = tree["model"] if tree else None
+        vocab = json.loads(files["vocab.json"]) if "vocab.json" in files else model["vocab"]
+        merges = (
+            _normalize_merges(files["merges.txt"].decode().split("\n"))
+            if "merges.txt" in files
+            else _normalize_merges(model["merges"])
+        )
+        agree = model is None or (model["vocab"] == vocab and _normalize_merges(model["merges"]) == merges)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"tokenizer {name}: not the files of a tokenizer ({error!r})") from None
-    return {"tokenizer_config.json": b"{}"} | {file: files[file] for file in TOKENIZER_FILES if file in files}
+    if not agree:
+        raise UserError(f"tokenizer {name}: tokenizer.json does not agree with vocab.json and merges.txt")
+    return embedded_sample.tokenizer_files(vocab, merges) | files
+
+
+def _normalize_merges(merges: Sequence[str | list[str]]) -> list[str]:
+    """Return merges as `left right` lines, without a version comment and blank lines."""
+    lines = [merge if isinstance(merge, str) else " ".join(merge) for merge in merges]
+    start = 1 if lines and lines[0].startswith("#version") else 0
+    return [line for line in (line.rstrip("\r") for line in lines[start:]) if line]
 
 
 def verify_offline(folder: Path, name: str) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from ablatrix.trainer.config import tokenizer_names
 from ablatrix.trainer.data import embedded_sample, tokenizer
-from ablatrix.trainer.data.encoder import Encoder, byte_characters, exact_tokenizer, fast_table, token_dtype
+from ablatrix.trainer.data.encoder import Encoder, exact_tokenizer, fast_table, token_dtype
 from ablatrix.trainer.data.tokenizer import TokenizerInfo
 from ablatrix.trainer.data.tokenizer_check import DIFFICULT_TEXTS
 from ablatrix.trainer.rundir.errors import OfflineCacheError, UserError
@@ -83,9 +83,9 @@ def test_a_missing_tokenizer_names_the_command(tmp_path: Path) -> None:
 def test_damaged_files_are_noticed(offline_cache: Path, tmp_path: Path, damage: str) -> None:
     shutil.copy(offline_cache / "manifest.json", tmp_path)
     shutil.copytree(offline_cache / "tokenizers", tmp_path / "tokenizers")
-    victim = tmp_path / "tokenizers" / "sample" / "tokenizer.json"
+    victim = tmp_path / "tokenizers" / "sample" / "merges.txt"
     victim.unlink() if damage == "removed" else victim.write_bytes(victim.read_bytes()[:-5])
-    with pytest.raises(OfflineCacheError, match=r"tokenizer.json is missing or incomplete: run `.* warm-cache"):
+    with pytest.raises(OfflineCacheError, match=r"merges.txt is missing or incomplete: run `.* warm-cache"):
         tokenizer.load("sample", tmp_path)
 
 
@@ -161,7 +161,7 @@ def folder_with(path: Path, vocab: list[str], merges: list[str]) -> Path:
     return path / "tokenizer.json"
 
 
-ALPHABET = list(byte_characters())
+ALPHABET = list(json.loads(embedded_sample.train_tokenizer(["a"], vocab_size=257)["vocab.json"]))[:-1]
 
 
 def test_tiktoken_is_refused_where_it_would_merge_what_no_rule_merges(tmp_path: Path) -> None:
@@ -227,7 +227,7 @@ def test_the_sample_tokenizer_is_the_same_in_every_process(offline_cache: Path) 
         ).stdout
         for seed, threads, parallel in (("0", "1", "true"), ("1", "3", "true"), ("2", "2", "false"))
     }
-    assert len(outputs) == 1 and b"tokenizer.json" in outputs.pop()
+    assert len(outputs) == 1 and b"vocab.json" in outputs.pop()
 
 
 def test_the_sample_corpus_is_sorted_real_text_without_tests(tmp_path: Path) -> None:
