@@ -52,6 +52,6 @@ def describe_alike(states: Sequence[RunState], study: Path) -> str:
     if len(failed) < ENOUGH or not waiting or not alike or any(state.state == "done" for state in states):
         return ""
     return (
-        f"{len(failed)} runs failed alike, none is done, {waiting} are waiting: {failed[-1]}; stop them with "
+        f"{len(failed)} runs failed alike, none is done, {waiting} still waiting: {failed[-1]}; stop them with "
         f"`{program()} cancel --all --study {shlex.quote(str(study))}`, fix this and rerun submit with --retry"
     )

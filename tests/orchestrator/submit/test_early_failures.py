@@ -54,7 +54,7 @@ def test_status_says_so_while_others_wait(tmp_path: Path) -> None:
         return run_state.RunState(StudyRun("a", "a", 1, [], {}, tmp_path), state=word, reason=reason)
 
     alike = [state("failed", "exit code 1: x 1"), state("failed", "exit code 1: x 2")]
-    assert "2 runs failed alike, none is done, 1 wait" in early_failures.describe_alike(
+    assert "2 runs failed alike, none is done, 1 still waiting" in early_failures.describe_alike(
         [*alike, state("queued")], tmp_path
     )
     assert f"cancel --all --study {tmp_path}`" in early_failures.describe_alike([*alike, state("queued")], tmp_path)
