@@ -173,7 +173,7 @@ def test_faults_of_the_hub(hub: HubServer, tmp_path: Path, fault: str | int, mes
     ("arguments", "message", "asks"),
     [
         (["--tokenizer", "owner/nothing"], "owner/nothing: no such repository at http://127", True),
-        (["--tokenizer", "owner/other"], "owner/other: no files of a fast tokenizer", True),
+        (["--tokenizer", "owner/other"], "owner/other: no fast-tokenizer files found", True),
         (["--revision", "v2"], "no such revision", True),
         (["--tokenizer", "../x"], "'../x' is not a tokenizer's name", False),
         (["--data", "owner/texts:"], "write REPO:FILE", False),
@@ -265,8 +265,8 @@ def test_from_a_folder(tmp_path: Path, gpt2_files: dict[str, bytes]) -> None:
     [
         ({}, "no vocab.json with merges.txt, and no tokenizer.json"),
         ({"vocab.json": b"{"}, "no vocab.json with merges.txt, and no tokenizer.json"),
-        ({"vocab.json": b"{", "merges.txt": b""}, "not the files of a tokenizer"),
-        ({"tokenizer.json": b"[]"}, "not the files of a tokenizer"),
+        ({"vocab.json": b"{", "merges.txt": b""}, "its files are not a tokenizer's"),
+        ({"tokenizer.json": b"[]"}, "its files are not a tokenizer's"),
         ({"tokenizer.json": b'{"model": {"type": "Unigram", "vocab": []}}'}, "does not load offline"),
         ({"vocab.json": b'{"a": 0, "b": 1}', "merges.txt": b"a b\n"}, "does not load offline"),
     ],

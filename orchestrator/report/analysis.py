@@ -234,7 +234,7 @@ def _text_error(cell: CellResult, base: CellResult, effect: Effect | None, match
 def _judged(
     cell: CellResult, base: CellResult, comparison: Comparison, margin: float | None, factorial: bool
 ) -> CellResult:
-    """Return the cell with its verdict. factorial: only main effects are tested; single cells are described."""
+    """Return the cell with its verdict. factorial: only main effects are tested."""
     if cell.name == base.name:
         return cell
     verdict = decide(cell.effect, cell.study_measure, margin, comparison.resolution)

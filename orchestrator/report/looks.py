@@ -123,7 +123,7 @@ def _without_verdict(cell: CellResult) -> CellResult:
 
 
 def find_stages(study: Study) -> Stages:
-    """Return the runs beyond the first look, and a line for `status` on the looks."""
+    """Return the runs after the first planned look, and a line about the looks for `status`."""
     looks = study.looks
     if looks is None:
         return Stages()

@@ -78,7 +78,7 @@ def write(found: Sequence[Schedule], folder: Path) -> list[Path]:
             paths.append(folder / f"{PICTURE}.{kind}")
             atomic_write(paths[-1], content, durable=False)
     except OSError as error:
-        raise RunError(f"cannot write the plot of the schedules to {folder}: {error.strerror}") from None
+        raise RunError(f"cannot write the learning rate plot to {folder}: {error.strerror}") from None
     return paths
 
 

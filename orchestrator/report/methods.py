@@ -136,6 +136,7 @@ def components(get: Callable[[str], Any]) -> str:
 
 def optimizer(get: Callable[[str], Any]) -> str:
     """Return `AdamW (peak learning rate 0.0005, betas ...`; the parenthesis is left open for the schedule."""
+    name = get("trainer.optimizer")
     betas, momentum = f"betas {' and '.join(map(str, get('trainer.betas')))}", f"momentum {get('trainer.momentum')}"
     nesterov = " in Nesterov's form" if get("trainer.nesterov") else ""
     title, own = {
@@ -143,7 +144,7 @@ def optimizer(get: Callable[[str], Any]) -> str:
         "sgd": ("SGD", momentum + nesterov),
         "muon": ("Muon (the matrices of the blocks) and AdamW (the rest)", f"{momentum}{nesterov}, {betas}"),
         "adafactor": ("Adafactor", f"updates clipped at {get('trainer.update_clip')}"),
-    }[get("trainer.optimizer")]
+    }.get(name, (f"the optimizer {name}", f"{momentum}, {betas}"))  # one that a later version may have
     return (
         f"{title} (peak learning rate {get('trainer.learning_rate')}, {own}, weight decay "
         f"{get('trainer.weight_decay')}, gradient norm clipped at {get('trainer.grad_norm_clip')}"

@@ -88,15 +88,18 @@ def judge(
     on_cpu: bool = False,
     same_environment: bool = False,
 ) -> tuple[Outcome, str]:
-    """Return what the pairs show, and why.
+    """Return the outcome of a replay and the reason; the first rule that applies decides.
 
-    Checked in this order: bit-identical runs; evaluations that differ only by rounding; runs that are neither, on a CPU
-    in the archive's environment, or anywhere if a run of the same cell made in the same environment is bit-identical;
-    two one-sided tests at the margin for each cell (Schuirmann 1987); a two-sided t test for each cell,
-    Bonferroni-corrected over cells. A replay counts as an independent draw with the noise of the study's own runs, so
+    1. All runs are bit-identical, or their evaluations differ only by rounding: reproduced.
+    2. A run differs where it should not: on a CPU in the archive's environment, or on any device if another run of the
+       same cell in the same environment is bit-identical.
+    3. Two one-sided tests at the margin for each cell (Schuirmann 1987), then a two-sided t test for each cell,
+       Bonferroni-corrected over cells.
+
+    A replay counts as an independent draw with the noise of the study's own runs, so
     its difference from the archived run has a standard error of at most sd * sqrt(2 / n).
 
-    noise: standard deviation of a run that its seed does not explain.
+    noise: run-to-run standard deviation that the seed does not explain.
     """
     odd = [f"{p.cell} with seed {p.seed}" for p in pairs if p.archived is not None and p.replayed is None]
     if odd:

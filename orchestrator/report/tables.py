@@ -144,7 +144,7 @@ _NUMBER = re.compile(r" *[-+]?((\d+\.?\d*|\.\d+)(e[-+]?\d+)?|inf(inity)?|nan) *"
 
 
 def _cell_text(value: Any) -> Any:
-    """Return a cell that spreadsheets read as text if it is text; numbers, including numeric text, stay numbers."""
+    """Escape text that a spreadsheet would evaluate as a formula; leave numbers and numeric text unchanged."""
     if not isinstance(value, str) or _NUMBER.fullmatch(value):
         return value
     shown = visible(value)

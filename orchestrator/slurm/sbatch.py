@@ -124,7 +124,7 @@ def sbatch_options(settings: SlurmSettings) -> dict[str, str | int | bool]:
 
 
 def srun_options(settings: SlurmSettings) -> list[str]:
-    """Return the srun options with which a job starts its task on each node, and ends all tasks if one fails."""
+    """Return the srun options that start one task per node and end all tasks if one fails."""
     return ["--ntasks-per-node=1", "--kill-on-bad-exit=1"] if settings.nodes > 1 else []
 
 

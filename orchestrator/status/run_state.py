@@ -66,7 +66,7 @@ def total_hours(states: Sequence[RunState]) -> Hours:
 def as_record(states: Sequence[RunState], silent_since: float | None) -> dict[str, Any]:
     """Return the states as JSON objects for scripts; numbers that JSON cannot represent (NaN, infinity) become None.
 
-    silent_since: Unix time since which the controller has not answered.
+    silent_since: Unix time at which the controller stopped answering.
     """
     names = ("reason", "iter", "max_iters", "loss", "val_loss", "compared", "tokens_per_s", "seconds_left")
     runs: list[dict[str, Any]] = [

@@ -105,5 +105,5 @@ def resolve(
 def require_trainer(config: Config) -> TrainerRunConfig:
     """Return the configuration if it is our trainer's. Raise UserError if it is a command's."""
     if not isinstance(config, TrainerRunConfig):
-        raise UserError("the runs of this study are a command, so only the settings of their training are known")
+        raise UserError("this study runs an external command, so only its training settings are known")
     return config

@@ -75,7 +75,7 @@ def long_name(name: str) -> str:
 
 
 def advice(message: str) -> str:
-    """Return which setting resolves an sbatch message, to end a sentence; '' if none does."""
+    """Return a clause that names the setting to change after an sbatch error, '' if none helps."""
     return next((f"; {todo}" for words, todo in REFUSALS.items() if words in message.lower()), "")
 
 

@@ -214,7 +214,7 @@ class _Builder:
         at = f"{self.name}:{node.start_mark.line + 1}"
         if not isinstance(node, yaml.ScalarNode):
             hint = "; quote values with {{ }}" if isinstance(node, yaml.MappingNode) else ""
-            raise UserError(f"{at}: a key must be a word, not a list or mapping{hint}")
+            raise UserError(f"{at}: keys must be strings, not lists or mappings{hint}")
         try:
             key = _text(node.value)
         except ValueError as error:

@@ -221,8 +221,8 @@ def _require_within_budget(order: Order, due: Sequence[RunState], states: Sequen
     total = spent * (1 + len(due) / max(1, done))
     if order.budget is not None and due and total > order.budget:
         raise UserError(
-            f"budget: with the {count(len(due), 'run')} of the next stage the study takes about {total:.3g} "
-            f"{cost.unit(order.settings)}, the budget is {order.budget:g}; submit again with --over-budget"
+            f"budget: the next stage ({count(len(due), 'run')}) would bring the study to about {total:.3g} "
+            f"{cost.unit(order.settings)}, over the budget of {order.budget:g}; to submit anyway, add --over-budget"
         )
 
 

@@ -87,7 +87,7 @@ def init_site(folder: Path) -> None:
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}") from None
     print(path)
-    print(f"partition {site.chosen.name}; compare with the comments in the file, then write `extends: {SITE}`")
+    print(f"partition {site.chosen.name}; {SITE} lists the others; now add `extends: {SITE}` to the experiment file")
 
 
 def site_text(site: Site) -> str:

@@ -168,7 +168,7 @@ def _choose(study: Study, analysis: Analysis, options: Options) -> list[StudyRun
     chosen = [run for run in finished if run.seed in seeds]
     if not chosen:
         known = ", ".join(map(str, sorted({run.seed for run in finished})))
-        raise UserError(f"no finished run to repeat; seeds of the chosen cells: {known or 'none'}")
+        raise UserError(f"no finished run to replay with these seeds; the chosen cells have seeds: {known or 'none'}")
     return list({run.id: run for run in chosen}.values())
 
 

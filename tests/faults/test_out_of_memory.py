@@ -197,7 +197,7 @@ def test_a_real_limit(trainers: Trainers) -> None:
     assert child.wait() == -signal.SIGKILL, said
     met = [r["micro_batch"] for r in read_events(run) if r["event"] == "out_of_memory"]
     assert met and met == [32, 16, 8][: len(met)]
-    assert "out of memory in step 1: batches are computed 32 windows at a time from here on" in said
+    assert "out of memory in step 1: from now on each batch is processed in micro-batches of 32 windows" in said
     shutil.copytree(run, trainers.folder / "again")
     for name in ("run", "again"):
         trainers.finish(name, **BIG)

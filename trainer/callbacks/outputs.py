@@ -196,8 +196,8 @@ class OutOfMemory(Callback):
         self.attempt.require()
         size = largest_part(trainer.windows, trainer.parts)
         logger.warning(
-            f"out of memory in step {trainer.iter + 1}: batches are computed "
-            f"{count(size, 'window')} at a time from here on, with the same mean gradient"
+            f"out of memory in step {trainer.iter + 1}: from now on each batch is processed in micro-batches of "
+            f"{count(size, 'window')}; the mean gradient is unchanged"
         )
         fields = {"iter": trainer.iter, "micro_batch": size, "parts": trainer.parts}
         append_event(self.attempt.run_dir, "out_of_memory", **fields)

@@ -41,7 +41,7 @@ class TokenizerInfo:
 def folder_name(name: str, setting: str = "data.tokenizer") -> str:
     """Convert a hub id to a single folder name. Raises UserError unless it is a plain name or `owner/name`.
 
-    setting: the setting that names it, for the message.
+    setting: the setting that the id comes from, for the error message.
     """
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)?", name):
         if setting == "--weights":

@@ -233,7 +233,7 @@ def _download(name: str, revision: str, home: Path) -> tuple[dict[str, bytes], d
         files[file], commit = got.path.read_bytes(), got.commit or commit
     remove(staging)
     if not _is_sufficient(files):
-        raise UserError(f"{repo}: no files of a fast tokenizer (vocab.json with merges.txt, or tokenizer.json)")
+        raise UserError(f"{repo}: no fast-tokenizer files found (needs tokenizer.json, or vocab.json and merges.txt)")
     return files, {"source": f"hub:{repo}", "revision": revision, "commit": commit}
 
 
@@ -259,7 +259,7 @@ def complete_files(files: dict[str, bytes], name: str) -> dict[str, bytes]:
         )
         agree = model is None or (model["vocab"] == vocab and _normalize_merges(model["merges"]) == merges)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"tokenizer {name}: not the files of a tokenizer ({error!r})") from None
+        raise UserError(f"tokenizer {name}: its files are not a tokenizer's ({error!r})") from None
     if not agree:
         raise UserError(f"tokenizer {name}: tokenizer.json does not agree with vocab.json and merges.txt")
     return embedded_sample.tokenizer_files(vocab, merges) | files

@@ -41,7 +41,7 @@ PLAIN, PRIVATE = 0o666, 0o600  # modes before the umask; PRIVATE is for what may
 
 
 def open_file(path: Path, flags: int, mode: int = PLAIN) -> int:
-    """Open a plain file without further hard links, like `os.open`. Raises OSError for anything else."""
+    """Open a file like `os.open`. Raises OSError unless it is a regular file with a single hard link."""
     # O_NONBLOCK: do not wait for the other end of a FIFO. Truncate only once this is known to be a plain file
     safe = (flags & ~os.O_TRUNC) | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:

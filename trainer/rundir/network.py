@@ -20,7 +20,7 @@ def resolves(host: str) -> bool:
 
 
 def free_port() -> int:
-    """Return a port of this machine on which no process is listening."""
+    """Return an unused port on this machine."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         return int(server.getsockname()[1])
 

@@ -136,4 +136,4 @@ def test_a_folder_that_cannot_be_written_is_said(workspace: Workspace) -> None:
     study = workspace.write_study()
     (workspace.folder / "out").write_text("a file is in the way")
     printed = workspace.run("plan", study, "--schedules", code=1).stderr
-    assert "cannot write the plot of the schedules" in printed
+    assert "cannot write the learning rate plot" in printed
