@@ -40,8 +40,9 @@ def test_what_stops_the_rest(tmp_path: Path, ends: list[tuple[str, str, float]],
 
 
 def test_the_rest_of_a_study_is_not_started(workspace: Workspace) -> None:
-    command = {"command": "{python} -c 'raise SystemExit(\"no such dataset\")' {seed} {flags}", "flags": "--key=value"}
-    study = write_study(workspace, seeds=3, **command)
+    command = {"command": "{python} -c 'raise SystemExit(\"no such dataset\")' {flags}", "flags": "--key=value"}
+    features = {f"rate{i}": {"learning_rate": i / 1000} for i in range(1, 10)}
+    study = write_study(workspace, features=features, **command)
     result = workspace.run("submit", study, "--launcher", "local", code=1)
     assert "runs failed alike: exit code 1: no such dataset" in result.stderr
     assert re.search(r"not started: \d+ runs?; fix this and rerun the command with --retry", result.stderr)
