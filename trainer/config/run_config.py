@@ -103,6 +103,8 @@ class RunConfig(Section):
         if self.data.test_file:
             found["data"]["test_file"] = _places(self.data.test_file)
             del found["data"]["test_size"]  # not read
+        if self.data.sampling != "document":
+            found["data"]["held_out_begin"] = "separator"  # earlier versions began with the document's first token
         found["data"]["tokenizer"] = _name_or_place(self.data.tokenizer)
         if self.model.init_from:
             found["model"]["init_from"] = _name_or_place(self.model.init_from)
