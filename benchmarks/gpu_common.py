@@ -14,6 +14,8 @@ from benchmarks.contest import Contestant, Worker
 if TYPE_CHECKING:
     from benchmarks.gpu import Row
 
+VOCAB = 50257
+
 
 def has_cuda() -> bool:
     import torch

@@ -16,12 +16,11 @@ from ablatrix.models.config import GPTConfig
 from ablatrix.models.gpt import measure as measure_model
 from benchmarks.contest import Contestant, Worker, alternate, ratio
 from benchmarks.gpu import BUDGETS, Row
-from benchmarks.gpu_common import error, has_cuda, start, timed
+from benchmarks.gpu_common import VOCAB, error, has_cuda, start, timed
 from benchmarks.gpu_sharing import sharing, sharing_mps, stacked
 from benchmarks.step import MODES, peers
 from benchmarks.worker import our_trainer
 
-VOCAB = 50257
 CASES = {
     "nano1": ("gpt-nano", 1, 256),
     "nano": ("gpt-nano", 32, 256),

@@ -14,12 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from ablatrix.models.config import GPTConfig
 from benchmarks.contest import Contestant, Worker
-from benchmarks.gpu_common import error, has_cuda, start, timed
+from benchmarks.gpu_common import VOCAB, error, has_cuda, start, timed
 
 if TYPE_CHECKING:
     from benchmarks.gpu import Row
-
-VOCAB = 50257
 
 
 def sharing(

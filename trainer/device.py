@@ -91,8 +91,8 @@ def prepare() -> None:
 def keep_memory() -> None:
     """Make glibc keep freed memory instead of returning it to the kernel.
 
-    By default glibc maps every large tensor anew, and the kernel clears its pages on first touch, which takes half the
-    time of a small model's step.
+    By default glibc calls mmap for every large tensor, and the kernel clears its pages on first touch: half the time of
+    a small model's step.
     """
     import ctypes
 

@@ -47,7 +47,7 @@ def remove(path: Path) -> None:
     """Remove a snapshot and its patch, unless a submit has used it in the meantime."""
     taken = path.stat().st_mtime
     half = path.with_name(f".{path.name}.{os.getpid()}.gone.tmp")
-    path.rename(half)  # from here on, a submit creates it anew
+    path.rename(half)  # from now on, a submit writes a new snapshot
     if half.stat().st_mtime != taken:
         with contextlib.suppress(OSError):
             half.rename(path)
