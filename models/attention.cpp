@@ -1,4 +1,4 @@
-// Causal attention for small heads, for processors with AVX-512. All arrays are float32.
+// Causal attention for small heads. All arrays are float32.
 // T positions, hs channels (a multiple of 16); the heads of all windows form one dimension H: q, k, v, y (H, T, hs).
 #include <cmath>
 
@@ -7,43 +7,35 @@
 namespace {
 
 constexpr int QUERIES = 64;  // queries per block
+constexpr int PADDING = 16;  // rows a power of two apart share a cache set
 constexpr float LOG2_E = 1.44269504f;
 
 struct Dropout {  // for a block of queries: the weight of key j is kept where bytes[head h + row i + j] >= level
   const signed char* bytes;
   long row, head, level;
 
-  __mmask16 kept(long h, int i, int j, __mmask16 seen) const {
-    if (!bytes) return seen;
-    __m128i drawn = _mm_maskz_loadu_epi8(seen, bytes + h * head + i * row + j);
-    return _mm512_mask_cmp_epi32_mask(seen, _mm512_cvtepi8_epi32(drawn), _mm512_set1_epi32(level), _MM_CMPINT_NLT);
+  // Return the mask of those of the first n keys from j on that are kept
+  Mask kept(long h, int i, int j, int n) const {
+    return bytes ? reach(bytes + h * head + i * row + j, level, n) : ::first(n);
   }
 };
 
-// Return the mask of the lanes, among keys j to j + 15, that query i sees
-__mmask16 seen(int i, int j) { return i - j >= LANES - 1 ? 0xffff : (1 << (i + 1 - j)) - 1; }
-
 struct Head {
-  long length, width, padded;   // T, hs, T rounded up to whole blocks and a vector
+  long length, width, padded;   // T, hs, T rounded up to whole blocks, and PADDING
   float scale, slope, upscale;  // scale and slope of base-2 scores; factor of the weights that are kept
   float *keys, *values;         // k^T and v^T, (hs, padded)
   float *weights, *gradient;    // for a block of queries, (QUERIES, padded)
 
   void transpose(const float* from, float* to) const {
-    const __m512i lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
-    const __m512i down = _mm512_mullo_epi32(lane, _mm512_set1_epi32(width));
-    for (long t = 0; t < padded; t += LANES) {
-      __mmask16 there = t < length ? seen(length - 1, t) : 0;
+    for (long t = 0; t < padded; t += LANES)
       for (long d = 0; d < width; ++d)
-        _mm512_storeu_ps(to + d * padded + t,
-                         _mm512_mask_i32gather_ps(_mm512_setzero_ps(), there, down, from + t * width + d, 4));
-    }
+        store(to + d * padded + t, gather(from + t * width + d, width, t < length ? length - t : 0));
   }
 
   static float dot(const float* a, const float* b, long width) {
-    Vector sum = _mm512_setzero_ps();
-    for (long d = 0; d < width; d += LANES) sum = _mm512_fmadd_ps(_mm512_loadu_ps(a + d), _mm512_loadu_ps(b + d), sum);
-    return _mm512_reduce_add_ps(sum);
+    Vector sum{};
+    for (long d = 0; d < width; d += LANES) sum = fmadd(load(a + d), load(b + d), sum);
+    return ::sum(sum);
   }
 
   // (rows, keys up to `stop`) = a b^T, with b^T (hs, padded)
@@ -52,32 +44,30 @@ struct Head {
   }
 
   Vector score(const float* product, int i, int j) const {
-    const Vector lane = _mm512_set_ps(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
-    Vector distance = _mm512_add_ps(_mm512_set1_ps(j - i), lane);
-    Vector scaled = _mm512_mul_ps(_mm512_loadu_ps(product + j), _mm512_set1_ps(scale));
-    return _mm512_fmadd_ps(distance, _mm512_set1_ps(slope), scaled);
+    Vector distance = broadcast(j - i) + count();
+    return fmadd(distance, broadcast(slope), load(product + j) * broadcast(scale));
   }
 
   // Replace the products of query i by 2^(score - largest), with dropout applied; return their sum before dropout
   float exponentiate(float* row, int i, int first, int stop, long h, const Dropout& dropout, float& largest) const {
-    Vector most = _mm512_set1_ps(-INFINITY), sum = _mm512_setzero_ps();
+    Vector most = broadcast(-INFINITY), sum{};
     for (int j = 0; j <= i; j += LANES) {
       Vector s = score(row, i, j);
-      most = _mm512_mask_max_ps(most, seen(i, j), most, s);
-      _mm512_storeu_ps(row + j, s);
+      most = max(::first(i + 1 - j), most, s);
+      store(row + j, s);
     }
-    largest = _mm512_reduce_max_ps(most);
+    largest = ::largest(most);
     for (int j = 0; j < stop; j += LANES) {
-      if (j > i) {
-        _mm512_storeu_ps(row + j, _mm512_setzero_ps());
+      int seen = i + 1 - j;
+      if (seen <= 0) {
+        store(row + j, Vector{});
         continue;
       }
-      __mmask16 mask = seen(i, j);
-      Vector e = _mm512_maskz_mov_ps(mask, exp2(_mm512_sub_ps(_mm512_loadu_ps(row + j), _mm512_set1_ps(largest))));
-      sum = _mm512_add_ps(sum, e);
-      _mm512_storeu_ps(row + j, _mm512_maskz_mov_ps(dropout.kept(h, i - first, j, mask), e));
+      Vector e = keep(::first(seen), exp2(load(row + j) - broadcast(largest)));
+      sum += e;
+      store(row + j, keep(dropout.kept(h, i - first, j, seen), e));
     }
-    return _mm512_reduce_add_ps(sum);
+    return ::sum(sum);
   }
 
   void forward(long h, const float* q, const float* v, const Dropout* dropouts, float* y, float* log_sums) const {
@@ -101,17 +91,17 @@ struct Head {
   void differentiate(float* row, float* other, int i, int first, int stop, long h, const Dropout& dropout,
                      float log_sum, float mean) const {
     for (int j = 0; j < stop; j += LANES) {
-      __mmask16 mask = seen(i, j);
-      Vector ds = _mm512_setzero_ps(), applied = ds;
-      if (j <= i) {
-        Vector p = _mm512_maskz_mov_ps(mask, exp2(_mm512_sub_ps(score(row, i, j), _mm512_set1_ps(log_sum))));
-        __mmask16 kept = dropout.kept(h, i - first, j, mask);
-        Vector dp = _mm512_maskz_mul_ps(kept, _mm512_loadu_ps(other + j), _mm512_set1_ps(upscale));
-        ds = _mm512_mul_ps(p, _mm512_sub_ps(dp, _mm512_set1_ps(mean)));
-        applied = _mm512_maskz_mul_ps(kept, p, _mm512_set1_ps(upscale));
+      int seen = i + 1 - j;
+      Vector ds{}, applied{};
+      if (seen > 0) {
+        Vector p = keep(::first(seen), exp2(score(row, i, j) - broadcast(log_sum)));
+        Mask kept = dropout.kept(h, i - first, j, seen);
+        Vector dp = keep(kept, load(other + j) * broadcast(upscale));
+        ds = keep(::first(seen), p * (dp - broadcast(mean)));
+        applied = keep(kept, p * broadcast(upscale));
       }
-      _mm512_storeu_ps(row + j, _mm512_maskz_mov_ps(j <= i ? mask : 0, ds));
-      _mm512_storeu_ps(other + j, applied);
+      store(row + j, ds);
+      store(other + j, applied);
     }
   }
 
@@ -143,7 +133,7 @@ extern "C" void attention(long heads, long length, long width, float upscale, co
                           const Dropout* dropouts, const float* q, const float* k, const float* v, float* y,
                           float* log_sums, const float* dy, float* dq, float* dk, float* dv, float* scratch,
                           int threads) {
-  long padded = (length + QUERIES - 1) / QUERIES * QUERIES + LANES;  // rows a power of two apart share a cache set
+  long padded = (length + QUERIES - 1) / QUERIES * QUERIES + PADDING;
 #pragma omp parallel for num_threads(threads) schedule(dynamic)
   for (long h = 0; h < heads; ++h) {
     float* room = scratch + omp_get_thread_num() * 2 * (width + QUERIES) * padded;

@@ -1,36 +1,42 @@
-// Exponentials of the output head's logits and their products, for processors with AVX-512.
+// Exponentials of the output head's logits and their products.
 // All arrays are float32. V words, C channels (a multiple of 16); rows come in blocks of 64: x and dx (blocks, C, 64),
 // e (blocks, V, 64).
 #include "tile.h"
 
 namespace {
 
+constexpr int ROWS = 64;   // rows per block
 constexpr int WORDS = 96;  // words at a time: their exponentials for 64 rows stay in L1
 
 // Compute e = 2^(w x - shift) for m words and 64 rows, and add it to z
 template <int m>
 void exponentiate(const float* w, int width, const float* x, const float* shift, float* e, float* z) {
-  Tile<m, COLUMNS> tile;
-  tile.zero();
-  tile.add_product(width, w, width, 1, x, ROWS);
-  for (int j = 0; j < COLUMNS; ++j) {
-    Vector sum = _mm512_loadu_ps(z + j * LANES), less = _mm512_loadu_ps(shift + j * LANES);
-    for (auto& row : tile.sums) {
-      row[j] = exp2(_mm512_sub_ps(row[j], less));
-      sum = _mm512_add_ps(sum, row[j]);
+  for (int r = 0; r < ROWS; r += STRIP) {
+    Tile<m, COLUMNS> tile;
+    tile.zero();
+    tile.add_product(width, w, width, 1, x + r, ROWS);
+    for (int j = 0; j < COLUMNS; ++j) {
+      int at = r + j * LANES;
+      Vector sum = load(z + at), less = load(shift + at);
+      for (auto& row : tile.sums) {
+        row[j] = exp2(row[j] - less);
+        sum += row[j];
+      }
+      store(z + at, sum);
     }
-    _mm512_storeu_ps(z + j * LANES, sum);
+    tile.store(e + r, ROWS);
   }
-  tile.store(e, ROWS);
 }
 
 // dx (m, 64) += w^T e over `words` words
 template <int m>
 void add_to_dx(const float* w, int words, int width, const float* e, float* dx) {
-  Tile<m, COLUMNS> tile;
-  tile.load(dx, ROWS);
-  tile.add_product(words, w, 1, width, e, ROWS);
-  tile.store(dx, ROWS);
+  for (int r = 0; r < ROWS; r += STRIP) {
+    Tile<m, COLUMNS> tile;
+    tile.load(dx + r, ROWS);
+    tile.add_product(words, w, 1, width, e + r, ROWS);
+    tile.store(dx + r, ROWS);
+  }
 }
 
 struct Gradient {  // dw (V, C) = e x for the first chunk, else dw += e x
@@ -51,7 +57,7 @@ struct Gradient {  // dw (V, C) = e x for the first chunk, else dw += e x
   template <int m>
   void add_words(int word) const {
     int column = 0;
-    for (; column + ROWS <= width; column += ROWS) add<m, COLUMNS>(word, column);
+    for (; column + STRIP <= width; column += STRIP) add<m, COLUMNS>(word, column);
     switch ((width - column) / LANES) {
       case 3: return add<m, 3>(word, column);
       case 2: return add<m, 2>(word, column);

@@ -26,7 +26,7 @@ def find(weight: Tensor, dtype: torch.dtype) -> type[CompiledHeadLoss | AmxHeadL
     words, width = weight.shape
     if words < MIN_WORDS or weight.dtype != torch.float32 or not weight.is_contiguous() or width % 16:
         return None
-    if dtype == torch.bfloat16:
+    if dtype == torch.bfloat16 and torch.backends.cpu.get_cpu_capability() == "AVX512":
         library = native.load(*BFLOAT16)
         if library and library.amx_request():
             return AmxHeadLoss

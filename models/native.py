@@ -1,4 +1,4 @@
-"""C++ kernels for processors with AVX-512, compiled with g++ when first needed."""
+"""C++ kernels for processors with AVX-512 or AVX2, compiled with g++ when first needed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 HERE = Path(__file__).parent
-FLAGS = ("-O3", "-mavx512f", "-mavx512bw", "-mavx512vl", "-funroll-loops", "-fopenmp", "-fPIC")
+FLAGS = ("-O3", "-funroll-loops", "-fopenmp", "-fPIC")
+VECTORS = {"AVX512": ("-mavx512f", "-mavx512bw", "-mavx512vl"), "AVX2": ("-mavx2", "-mfma")}  # by torch's names
 
 _folder: Path | None = None
 
@@ -27,19 +28,20 @@ def use(folder: Path | None) -> None:
 
 
 def load(name: str, *flags: str) -> ctypes.CDLL | None:
-    """Return the kernels of `name`.cpp; None if they cannot be used (no folder, no AVX-512 or no g++).
+    """Return the kernels of `name`.cpp; None if they cannot be used (no folder, no AVX2 or no g++).
 
     Others may be able to write to the folder: a library that this user does not own is not loaded.
     """
-    return None if _folder is None else _load(_folder, name, (*FLAGS, *flags))
+    vectors = VECTORS.get(torch.backends.cpu.get_cpu_capability())
+    if _folder is None or vectors is None:
+        return None
+    return _load(_folder, name, (*FLAGS, *vectors, *flags))
 
 
 @functools.cache
 def _load(folder: Path, name: str, flags: tuple[str, ...]) -> ctypes.CDLL | None:
-    if torch.backends.cpu.get_cpu_capability() != "AVX512":
-        return None
     source = HERE / f"{name}.cpp"
-    text = source.read_bytes() + (HERE / "tile.h").read_bytes() + " ".join(flags).encode()
+    text = b"".join(path.read_bytes() for path in (source, *sorted(HERE.glob("*.h")))) + " ".join(flags).encode()
     path = folder / f"{name}-{hashlib.sha256(text).hexdigest()[:16]}-{os.getuid()}.so"
     try:
         if not path.exists():

@@ -1,42 +1,40 @@
-// Products and exponentials in registers, for processors with AVX-512. All arrays are float32.
+// Products and exponentials in registers. All arrays are float32.
 #pragma once
-#include <immintrin.h>
 #include <omp.h>
+
+#include "vector.h"
 
 namespace {
 
-using Vector = __m512;
-constexpr int LANES = 16;
-constexpr int COLUMNS = 4;  // vectors per register tile: with 6 rows it takes 24 of the 32 registers
-constexpr int ROWS = COLUMNS * LANES;
+constexpr int STRIP = COLUMNS * LANES;  // columns of a register tile
 
 template <int m, int n>
-struct Tile {  // m x 16 n sums, kept in registers
+struct Tile {  // m x n vectors of sums, kept in registers
   Vector sums[m][n];
 
   void zero() {
     for (auto& row : sums)
-      for (auto& sum : row) sum = _mm512_setzero_ps();
+      for (auto& sum : row) sum = Vector{};
   }
 
   void load(const float* from, long stride) {
     for (int i = 0; i < m; ++i)
-      for (int j = 0; j < n; ++j) sums[i][j] = _mm512_loadu_ps(from + i * stride + j * LANES);
+      for (int j = 0; j < n; ++j) sums[i][j] = ::load(from + i * stride + j * LANES);
   }
 
   void store(float* to, long stride) const {
     for (int i = 0; i < m; ++i)
-      for (int j = 0; j < n; ++j) _mm512_storeu_ps(to + i * stride + j * LANES, sums[i][j]);
+      for (int j = 0; j < n; ++j) ::store(to + i * stride + j * LANES, sums[i][j]);
   }
 
   // sums(i, j) += sum over k of a(i, k) b(k, j); a's elements lie at i by_row + k by_depth, b's rows `stride` apart
   void add_product(int depth, const float* a, long by_row, long by_depth, const float* b, long stride) {
     for (int k = 0; k < depth; ++k, a += by_depth, b += stride) {
       Vector row[n];
-      for (int j = 0; j < n; ++j) row[j] = _mm512_loadu_ps(b + j * LANES);
+      for (int j = 0; j < n; ++j) row[j] = ::load(b + j * LANES);
       for (int i = 0; i < m; ++i) {
-        Vector value = _mm512_set1_ps(a[i * by_row]);
-        for (int j = 0; j < n; ++j) sums[i][j] = _mm512_fmadd_ps(value, row[j], sums[i][j]);
+        Vector value = broadcast(a[i * by_row]);
+        for (int j = 0; j < n; ++j) sums[i][j] = fmadd(value, row[j], sums[i][j]);
       }
     }
   }
@@ -45,12 +43,12 @@ struct Tile {  // m x 16 n sums, kept in registers
 // 2^x: the Taylor series of 2^f with |f| <= 1/2, scaled by 2^(x - f); relative error 1.3e-7; infinite above 128
 Vector exp2(Vector x) {
   constexpr float c[] = {1.5403530e-4f, 1.3333558e-3f, 9.6181291e-3f, 5.5504109e-2f, 2.4022651e-1f, 6.9314718e-1f, 1.0f};
-  Vector whole = _mm512_roundscale_ps(x, 0), f = _mm512_sub_ps(x, whole), y = _mm512_set1_ps(c[0]);
-  for (int i = 1; i < 7; ++i) y = _mm512_fmadd_ps(y, f, _mm512_set1_ps(c[i]));
-  return _mm512_scalef_ps(y, whole);
+  Vector whole = round(x), f = x - whole, y = broadcast(c[0]);
+  for (int i = 1; i < 7; ++i) y = fmadd(y, f, broadcast(c[i]));
+  return scale(y, whole);
 }
 
-struct Product {  // out (rows, columns) = a b, or += if `add`; columns: a multiple of 16; a's layout: Tile::add_product
+struct Product {  // out (rows, columns) = a b, or += if `add`; columns: a multiple of LANES; a's layout: Tile::add_product
   const float* a;
   long by_row, by_depth, depth;
   const float* b;
@@ -71,7 +69,7 @@ struct Product {  // out (rows, columns) = a b, or += if `add`; columns: a multi
   template <int m>
   void compute_rows(int row, int columns) const {
     int column = 0;
-    for (; column + ROWS <= columns; column += ROWS) compute<m, COLUMNS>(row, column);
+    for (; column + STRIP <= columns; column += STRIP) compute<m, COLUMNS>(row, column);
     switch ((columns - column) / LANES) {
       case 3: return compute<m, 3>(row, column);
       case 2: return compute<m, 2>(row, column);
@@ -81,7 +79,7 @@ struct Product {  // out (rows, columns) = a b, or += if `add`; columns: a multi
 
   void run(int rows, int columns) const {
     int row = 0;
-    if (columns == LANES)
+    if (columns == LANES)  // one column of vectors
       for (; row + 12 <= rows; row += 12) compute<12, 1>(row, 0);
     for (; row + 6 <= rows; row += 6) compute_rows<6>(row, columns);
     for (; row < rows; ++row) compute_rows<1>(row, columns);
