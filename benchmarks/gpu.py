@@ -22,23 +22,7 @@ from typing import Any
 
 from ablatrix.trainer.rundir.cpus import allotted_cores
 from benchmarks.contest import ROOT, table
-
-Row = dict[str, Any]
-# Time limit of each part in seconds, the most important parts first; what is left of --minutes may be less
-BUDGETS = {
-    "machine": 40,
-    "correctness": 60,
-    "steps-gpt2": 150,
-    "steps-nano1": 80,
-    "steps-gpt2-32": 100,
-    "sharing": 100,
-    "sharing-mps": 60,
-    "stacked": 40,
-    "newton-schulz": 30,
-    "head": 60,
-    "steps-mini": 80,
-    "steps-nano": 80,
-}
+from benchmarks.gpu_common import BUDGETS, Row
 
 
 def collect(part: str, command: Sequence[str], limit: float) -> list[Row]:

@@ -1,4 +1,4 @@
-"""Helpers shared by the parts of `benchmarks.gpu`: starting programs, timing calls, error rows."""
+"""What the parts of `benchmarks.gpu` share: their time limits, starting programs, timing calls, error rows."""
 
 from __future__ import annotations
 
@@ -6,15 +6,28 @@ import concurrent.futures
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ablatrix.trainer.out_of_memory import first_line
 from benchmarks.contest import Contestant, Worker
 
-if TYPE_CHECKING:
-    from benchmarks.gpu import Row
-
 VOCAB = 50257
+Row = dict[str, Any]
+# Time limit of each part in seconds, the most important parts first; what is left of --minutes may be less
+BUDGETS = {
+    "machine": 40,
+    "correctness": 60,
+    "steps-gpt2": 150,
+    "steps-nano1": 80,
+    "steps-gpt2-32": 100,
+    "sharing": 100,
+    "sharing-mps": 60,
+    "stacked": 40,
+    "newton-schulz": 30,
+    "head": 60,
+    "steps-mini": 80,
+    "steps-nano": 80,
+}
 
 
 def has_cuda() -> bool:

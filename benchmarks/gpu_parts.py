@@ -15,8 +15,7 @@ from typing import Any
 from ablatrix.models.config import GPTConfig
 from ablatrix.models.gpt import measure as measure_model
 from benchmarks.contest import Contestant, Worker, alternate, ratio
-from benchmarks.gpu import BUDGETS, Row
-from benchmarks.gpu_common import VOCAB, error, has_cuda, start, timed
+from benchmarks.gpu_common import BUDGETS, VOCAB, Row, error, has_cuda, start, timed
 from benchmarks.gpu_sharing import sharing, sharing_mps, stacked
 from benchmarks.step import MODES, peers
 from benchmarks.worker import our_trainer

@@ -10,14 +10,11 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ablatrix.models.config import GPTConfig
 from benchmarks.contest import Contestant, Worker
-from benchmarks.gpu_common import VOCAB, error, has_cuda, start, timed
-
-if TYPE_CHECKING:
-    from benchmarks.gpu import Row
+from benchmarks.gpu_common import VOCAB, Row, error, has_cuda, start, timed
 
 
 def sharing(
