@@ -49,20 +49,21 @@ struct Gradient {  // dw (V, C) = e x for the first chunk, else dw += e x
     Tile<m, n> tile;
     float* out = dw + (long)word * width + column;
     first ? tile.zero() : tile.load(out, width);
-    for (long b = 0; b < blocks; ++b)
-      tile.add_product(ROWS, e + (b * words + word) * ROWS, ROWS, 1, x + b * ROWS * width + column, width);
+    for (long b = 0; b < blocks; ++b) {
+      const float* row = e + (b * words + word) * ROWS;
+      // a part of e for the next words; measured with AVX2 only, where this pass takes 15% less time with it
+      for (int i = column; LANES == 8 && i < m * ROWS; i += width)
+        _mm_prefetch((const char*)(row + m * ROWS + i), _MM_HINT_T0);
+      tile.add_product(ROWS, row, ROWS, 1, x + b * ROWS * width + column, width);
+    }
     tile.store(out, width);
   }
 
-  template <int m>
-  void add_words(int word) const {
-    int column = 0;
-    for (; column + STRIP <= width; column += STRIP) add<m, COLUMNS>(word, column);
-    switch ((width - column) / LANES) {
-      case 3: return add<m, 3>(word, column);
-      case 2: return add<m, 2>(word, column);
-      case 1: return add<m, 1>(word, column);
-    }
+  // Add to m words with tiles of at most n vectors
+  template <int m, int n = COLUMNS>
+  void add_words(int word, int column = 0) const {
+    for (; column + n * LANES <= width; column += n * LANES) add<m, n>(word, column);
+    if constexpr (n > 1) add_words<m, n - 1>(word, column);
   }
 };
 

@@ -66,15 +66,11 @@ struct Product {  // out (rows, columns) = a b, or += if `add`; columns: a multi
     tile.store(sums, out_stride);
   }
 
-  template <int m>
-  void compute_rows(int row, int columns) const {
-    int column = 0;
-    for (; column + STRIP <= columns; column += STRIP) compute<m, COLUMNS>(row, column);
-    switch ((columns - column) / LANES) {
-      case 3: return compute<m, 3>(row, column);
-      case 2: return compute<m, 2>(row, column);
-      case 1: return compute<m, 1>(row, column);
-    }
+  // Compute m rows with tiles of at most n vectors
+  template <int m, int n = COLUMNS>
+  void compute_rows(int row, int columns, int column = 0) const {
+    for (; column + n * LANES <= columns; column += n * LANES) compute<m, n>(row, column);
+    if constexpr (n > 1) compute_rows<m, n - 1>(row, columns, column);
   }
 
   void run(int rows, int columns) const {
