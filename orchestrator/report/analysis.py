@@ -134,6 +134,11 @@ class Analysis:
         return sum(cell.effect is not None and cell.effect.p_joint is not None for cell in self.compared)
 
     @property
+    def p_name(self) -> str:
+        """Name of the p values of verdicts in tables."""
+        return "p (corrected)" if self.family > 1 else "p"
+
+    @property
     def single_seed(self) -> bool:
         """True if there are effects but none has an interval."""
         return any(cell.effect for cell in self.compared) and self.family == 0

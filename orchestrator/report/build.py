@@ -54,6 +54,7 @@ class Report:
     measure: Measure = NLL
     more: tuple[str, ...] = ()
     interval_name: str = "95% interval"
+    p_name: str = "p (corrected)"
     differences: Forest | None = None
 
     @property
@@ -93,6 +94,7 @@ def build(study_dir: Path, states: Mapping[str, str | tuple[str, str]] | None = 
         measure=analysis.measure,
         more=tuple(filter(None, (waterfall.sentence(analysis), wording.aa_sentence(analysis)))),
         interval_name=analysis.interval_name,
+        p_name=analysis.p_name,
         make_record=lambda: {**record.record_of(analysis), "files": [str(path) for path in paths]},
     )
 

@@ -207,7 +207,7 @@ def details_table(analysis: Analysis) -> Table:
         "seed SD": lambda cell: plain(cell.sd, digits + 1),
         "pointwise 95% interval": lambda cell: cell_text(cell, analysis).pointwise,
         "p": lambda cell: p_text(cell.effect.p if cell.effect else None),
-        "p (corrected)": lambda cell: cell_text(cell, analysis).p,
+        **({analysis.p_name: lambda cell: cell_text(cell, analysis).p} if analysis.family > 1 else {}),
         "without pooling": paired,
         "without outliers": lambda cell: signed(cell.effect.without_outliers if cell.effect else None, digits),
         "perplexity": lambda cell: percent(math.exp(cell.effect.mean)) if cell.effect else DASH,

@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.font_manager import FontProperties
 
 from ablatrix.orchestrator.report.formatting import shorten
-from ablatrix.orchestrator.report.palette import BAND, COLORS, GREY, INK, PAPER, ticks
+from ablatrix.orchestrator.report.palette import BAND, COLORS, GREY, INK, PAPER, label_ticks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -33,7 +33,6 @@ STYLES = {
     "hurts": (COLORS[1], "s", COLORS[1]),
     "unstable": (COLORS[1], "D", PAPER),
 }
-WORDS = ("verdict", "reading")  # left-aligned columns
 
 
 def fill(canvas: Canvas, title: str, forest: Forest, width: float) -> None:
@@ -88,7 +87,7 @@ def place(canvas: Canvas, forest: Forest, left: float, bottom: float, width: flo
     _write(axes, bars, -0.85, f"{forest.ends[1]} →", color=GREY, ha="right")
     at = bars + GAP
     for i in range(shown):
-        right = forest.head[i] not in WORDS
+        right = forest.head[i] != "verdict"  # the only column of words
         x = at + widths[i] if right else at
         texts = [(-0.85, forest.head[i], GREY), *((j, row.cells[i], INK) for j, row in enumerate(forest.rows))]
         for y, text, color in texts:
@@ -129,7 +128,7 @@ def _draw_axes(axes: Axes, forest: Forest) -> None:
     axes.spines["left"].set_visible(False)
     axes.set_xlabel(forest.x_label)
     known = any(row.effect is not None for row in forest.rows)
-    axes.set_xticks(ticks(forest.limits, 5) if known else [0])
+    axes.set_xticks(*zip(*(label_ticks(forest.limits) if known else [(0.0, "0")]), strict=True))
 
 
 def _draw_rows(axes: Axes, forest: Forest) -> None:
@@ -149,5 +148,5 @@ def _draw_rows(axes: Axes, forest: Forest) -> None:
             axes.plot(np.full(outside.sum(), cut), at[outside], mark, color=color, ms=4.5, clip_on=False, zorder=3)
         means = [(row.effect, y) for y, row in rows if row.effect is not None and low <= row.effect <= high]
         axes.plot(*np.reshape(means, (-1, 2)).T, shape, color=color, mfc=face, ms=5.2, zorder=4)
-        seeds = [(value, y + 0.32) for y, row in rows for value in row.values if low <= value <= high]
-        axes.plot(*np.reshape(seeds, (-1, 2)).T, "|", color=GREY, ms=3, mew=0.6, zorder=2)
+        seeds = [(value, y + 0.33) for y, row in rows for value in row.values if low <= value <= high]
+        axes.plot(*np.reshape(seeds, (-1, 2)).T, "|", color=GREY, ms=4.5, mew=0.8, zorder=2)

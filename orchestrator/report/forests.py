@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from ablatrix.orchestrator.report import formatting, verdicts, wording
 from ablatrix.orchestrator.report.figure_data import Bounds, Figure, Forest, ForestRow
 from ablatrix.orchestrator.study import screening
-from ablatrix.trainer.rundir.console import count
 
 if TYPE_CHECKING:
     from ablatrix.orchestrator.report.analysis import Analysis
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
     from ablatrix.orchestrator.report.statistics import Effect
     from ablatrix.orchestrator.study.metric import Measure
 
+LEAST_SIDE = 0.25  # of an axis, fraction on each side of 0
 MANY_CELLS = 12  # from this many on, cells are sorted by effect and details are folded
 
 
@@ -86,17 +86,9 @@ def _effects_caption(analysis: Analysis) -> str:
     )
     if analysis.detectable is None:
         return caption + (f" There are no intervals: {verdicts.ONE_SEED}." if analysis.single_seed else "")
-    caption += (
-        f" {runs_per_cell(analysis)} Marker: mean; thick bar: pointwise 95% confidence interval; thin bar: "
-        f"{analysis.interval_name} simultaneous over {count(analysis.family, 'comparison')}, "
-        f"{'shown' if analysis.factorial else 'which decides the verdict and is shown'} in the table; small ticks: "
-        "single seeds."
-    )
-    if analysis.progress:
-        levels = [
-            f"{formatting.level_text(a)} at look {i}" for i, a in enumerate(analysis.progress.looks.alpha, start=1)
-        ]
-        caption += f" Its level is that of the look at which the cell stopped: {formatting.join_names(levels)}."
+    caption += f" {runs_per_cell(analysis)} Marker: mean; {_bars(analysis)}; ticks below: single seeds."
+    if analysis.factorial:
+        caption += f" {untested(analysis)}"
     if any(cell.read_off for cell in analysis.cells.values()):
         caption += (
             f" {measure.short_name}: where a cell and the baseline trained on different numbers of {analysis.budget}, "
@@ -106,6 +98,27 @@ def _effects_caption(analysis: Analysis) -> str:
         return f"{caption} Shaded: the margin of ±{analysis.margin:g}{measure.short_unit}."
     shown = f"{analysis.detectable:.{analysis.decimals}f}{measure.short_unit}"
     return f"{caption} Shaded: differences under {shown}, too small for this study to show."
+
+
+def _bars(analysis: Analysis) -> str:
+    """Return what the bars of the cells' intervals mean."""
+    decides = "" if analysis.factorial else ", which decides the verdict"
+    over = f" simultaneous over {analysis.family} comparisons" if analysis.family > 1 else ""
+    if analysis.progress:
+        levels = [
+            f"{formatting.level_text(a)} at look {i}" for i, a in enumerate(analysis.progress.looks.alpha, start=1)
+        ]
+        decides += f", at the level of the look at which the cell stopped ({formatting.join_names(levels)})"
+    elif not over:
+        return f"bar and table: 95% confidence interval{decides}"
+    return f"thick bar: pointwise 95% confidence interval; thin bar and table: {analysis.interval_name}{over}{decides}"
+
+
+def untested(analysis: Analysis) -> str:
+    """Return why the single cells of a factorial or screening design have no verdict."""
+    tables = verdicts.tested_tables(analysis)
+    order = "main effects are tested first, then pairs" if " and " in tables else "main effects are tested"
+    return f"Cells are described, not tested: {order}, each of which uses all runs of the design."
 
 
 def runs_per_cell(analysis: Analysis) -> str:
@@ -118,7 +131,10 @@ def runs_per_cell(analysis: Analysis) -> str:
 
 
 def forest_limits(rows: Sequence[ForestRow], band: float | None = None) -> Bounds:
-    """Return a range that shows every effect; intervals far wider than most are cut off."""
+    """Return a range that shows every effect, with room for a word on both sides of 0.
+
+    Intervals far wider than most are cut off.
+    """
     centers = [r.effect for r in rows if r.effect is not None]
     far = max([abs(c) for c in centers] + [band or 0.0], default=0.0) or 1e-3
     bounds = [end for r in rows for end in (r.outer or r.inner or ())]
@@ -126,10 +142,20 @@ def forest_limits(rows: Sequence[ForestRow], band: float | None = None) -> Bound
     ends = bounds + centers + [-(band or 0.0), band or 0.0]
     low, high = max(min(ends, default=0.0), -4 * far), min(max(ends, default=0.0), 4 * far)
     room = 0.06 * (high - low) or 1e-3
-    return min(low, 0.0) - room, max(high, 0.0) + room
+    return beside_zero(min(low, 0.0) - room, max(high, 0.0) + room)
 
 
-CONTRAST = ("reading", "95% interval", "p (corrected)")
+def beside_zero(low: float, high: float) -> Bounds:
+    """Return a range around 0 with at least LEAST_SIDE of it on each side, so that both can be named."""
+    least = LEAST_SIDE / (1 - LEAST_SIDE)
+    return min(low, -least * high), max(high, -least * low)
+
+
+def contrast_columns(comparisons: int) -> tuple[str, str, str]:
+    """Return the columns of a contrast's row after its effect."""
+    return "verdict", "95% interval", "p (corrected)" if comparisons > 1 else "p"
+
+
 _HELPS, _SYNERGY, _SUM = ("helps", "hurts"), ("synergy", "conflict"), ("better than the sum", "worse than the sum")
 
 
@@ -142,14 +168,14 @@ def main_effects(analysis: Analysis) -> Figure | None:
     )
     if screen and (warning := screening.alias_warning(screen)):
         caption += f" {warning}"
-    texts = ("Main effects", caption, "main effect")
-    return _contrasts(analysis, "main_effects", texts, analysis.main_effects)
+    texts = ("Main effects", caption, "main effect", "feature")
+    return _contrasts(analysis, "main_effects", texts, [analysis.main_effects])
 
 
 def left_out(analysis: Analysis) -> Figure | None:
     """Return what each feature adds when all others are on."""
     caption = "All features on, minus all but this one: what the feature adds when all others are on."
-    return _contrasts(analysis, "left_out", ("Leave one out", caption, "effect"), analysis.left_out)
+    return _contrasts(analysis, "left_out", ("Leave one out", caption, "effect", "feature"), [analysis.left_out])
 
 
 def combinations(analysis: Analysis) -> Figure | None:
@@ -159,41 +185,49 @@ def combinations(analysis: Analysis) -> Figure | None:
         "Effect of the combination minus the sum of the effects of its parts; at 0 the effects add up, "
         f"{side} the combination is better than the sum."
     )
-    texts = ("Interactions", caption, "interaction")
-    return _contrasts(analysis, "interactions", texts, analysis.interactions, _SYNERGY)
+    tables = [table for table in (analysis.combinations.pairs, analysis.combinations.together) if table]
+    texts = ("Interactions", caption, "interaction", "combination")
+    return _contrasts(analysis, "interactions", texts, tables, _SYNERGY)
 
 
 def _contrasts(
     analysis: Analysis,
     name: str,
-    texts: tuple[str, str, str],
-    contrasts: Sequence[Contrast],
+    texts: tuple[str, str, str, str],
+    tables: Sequence[Sequence[Contrast]],
     words: tuple[str, str] = _HELPS,
 ) -> Figure | None:
-    """Return contrasts as a figure. texts: title, caption and axis label."""
-    title, caption, label = texts
+    """Return the contrasts of one or several tables as a figure. texts: title, caption, axis label, label of rows."""
+    title, caption, label, first = texts
+    contrasts = [contrast for table in tables for contrast in table]
     if not any(c.effect for c in contrasts):
         return None
     measure, digits = analysis.measure, analysis.decimals
-    better, worse, neither = (*_SUM, "no interaction shown") if words == _SYNERGY else (*words, "inconclusive")
+    better, worse, neither = (*_SUM, "inconclusive") if words == _SYNERGY else (*words, "inconclusive")
     rows = tuple(contrast_row(c, measure, (better, worse, neither), digits) for c in contrasts)
     if any(row.outer for row in rows):
-        caption += (
-            " Thick bar: pointwise 95% confidence interval; thin bar: 95% interval simultaneous over "
-            f"{count(len(contrasts), 'comparison')}."
-        )
-    title = f"{title}: {_claim(analysis, contrasts)}"
+        caption += _contrast_bars([len(table) for table in tables])
+        title = f"{title}: {_claim(analysis, contrasts)}"
     axis = f"{label} on {measure.label}" if words == _HELPS else f"{label}, {measure.label}"
     ends = measure.sides(*(words if words == _SYNERGY else ("better", "worse")))
-    forest = Forest(rows, ("effect", *CONTRAST), axis, forest_limits(rows), ends=ends, first="feature")
+    head = ("effect", *contrast_columns(len(contrasts)))
+    forest = Forest(rows, head, axis, forest_limits(rows), ends=ends, first=first)
     return Figure(name, title, caption, forest=forest)
+
+
+def _contrast_bars(sizes: Sequence[int]) -> str:
+    """Return what the bars mean. sizes: number of contrasts of each table, which is corrected on its own."""
+    if sizes == [1]:
+        return " Bar: 95% confidence interval."
+    text = f" Thick bar: pointwise 95% confidence interval; thin bar: 95% interval simultaneous over {sizes[0]} "
+    return text + ("comparisons." if len(sizes) == 1 else "pairs; the combination of all features is tested alone.")
 
 
 def _claim(analysis: Analysis, contrasts: Sequence[Contrast]) -> str:
     """Return `largest for swiglu × rope, −0.042 nats`, among the significant contrasts."""
     shown = [(c.name, c.effect.mean) for c in contrasts if c.effect and c.effect.at_least is not None]
     if not shown:
-        return "none is shown"
+        return "none is significant"
     name, most = max(shown, key=lambda pair: abs(pair[1]))
     name = formatting.shorten((c.name for c in contrasts), wording.LONGEST)[name]
     return f"largest for {name}, {formatting.signed(most, analysis.decimals)}{analysis.measure.short_unit}"

@@ -24,11 +24,11 @@ PREFIXES = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3,
 
 
 def signed(value: float | None, digits: int) -> str:
-    """Return `+0.0421`, with a typographic minus sign; an em dash for None."""
+    """Return `+0.0421`, with a typographic minus sign; without a sign if it reads 0; an em dash for None."""
     if value is None:
         return DASH
     text = f"{value:+.{digits}f}"
-    return text.replace("-", MINUS)
+    return text.replace("-", MINUS) if float(text) else text[1:]
 
 
 def plain(value: float | None, digits: int) -> str:
@@ -147,15 +147,17 @@ def shorten(names: Iterable[str], most: int) -> dict[str, str]:
 
     Names that `short` makes identical show where they first differ; if that does not tell them apart, they stay whole.
     If a long name is a combination (`a+b`, `a × b`), its parts are shortened individually, in the same way in all
-    names, provided that the result is short enough.
+    combinations, provided that the result is short enough.
     """
     split = {name: _JOINED.split(visible(name)) for name in names}
-    long = [len(parts) // 2 + 1 for name, parts in split.items() if len(name) > most and len(parts) > 1]
+    combined = {name: parts for name, parts in split.items() if len(parts) > 1}
+    long = [len(parts) // 2 + 1 for name, parts in combined.items() if len(name) > most]
     if not long:
         return _shorten(split, most)
     each = max(LEAST_OF_PART, most // max(long) - 2)
-    shown = _shorten(dict.fromkeys(part for parts in split.values() for part in parts[::2]), each)
-    texts = {name: "".join(shown.get(part, part) for part in parts) for name, parts in split.items()}
+    shown = _shorten(dict.fromkeys(part for parts in combined.values() for part in parts[::2]), each)
+    texts = _shorten(split, most)
+    texts |= {name: "".join(shown.get(part, part) for part in parts) for name, parts in combined.items()}
     texts |= _shorten([name for name, text in texts.items() if len(text) > most], most)
     return _shorten(split, most) if _find_alike(texts) else texts
 

@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ablatrix.orchestrator.report import divergence, sizes_section, tuning_text
+from ablatrix.orchestrator.report import divergence, forests, sizes_section, tuning_text, verdicts
 from ablatrix.orchestrator.report import statistics as st
 from ablatrix.orchestrator.report.formatting import join_names, p_equals, plain, quantity
 from ablatrix.orchestrator.report.verdicts import ONE_SEED
@@ -35,13 +35,15 @@ def paragraphs(analysis: Analysis) -> list[str]:
 
 def _runs(analysis: Analysis) -> str:
     study = analysis.study
-    seeds = sorted({run.seed for cell in analysis.cells.values() for run in cell.runs})
+    runs = study.runs if analysis.progress else [run for cell in analysis.cells.values() for run in cell.runs]
+    seeds = _seeds(sorted({run.seed for run in runs if run.cell in analysis.cells}))
+    seeds = f"up to {seeds}" if analysis.progress else seeds
     tuned = ", tuned with other seeds," if analysis.tuned else ""
     finished = [run for run in study.runs if run.finished]
     diverged = sum(run.diverged for run in finished)
     again = f", and the baseline again with {_seeds(analysis.aa.seeds)}," if analysis.aa else ""
     made, cells = count(len(study.runs), "run"), count(len(analysis.cells), "cell")
-    text = f"{cells} with {_seeds(seeds)}{tuned}{again} make {made}, of which {len(finished)} finished"
+    text = f"{cells} with {seeds}{tuned}{again} make {made}, of which {len(finished)} finished"
     text += f" and {diverged} of those diverged." if diverged else "."
     changes = "; ".join(f"{name}: {_settings(settings)}" for name, settings in study.features.items())
     return text + (f" Features: {changes}." if changes else "")
@@ -229,13 +231,15 @@ def _inference(analysis: Analysis) -> str:
     """Return how effects are judged: methods, correction, margin and noise."""
     used = {c.effect.method for c in analysis.compared if c.effect}
     text = "".join(f" {sentence}" for method, sentence in METHODS.items() if method in used) + _screening(analysis)
-    if analysis.family:
+    if analysis.family and analysis.factorial:
         text += (
-            f" Verdicts are simultaneous over {count(analysis.family, 'comparison')} with the baseline (Dunnett 1955; "
-            f"{_error_rate(analysis)}): a cell helps or hurts if its simultaneous "
-            f"{analysis.interval_name} excludes 0. Pointwise 95% intervals are not adjusted. Each cell's own paired "
-            "t test without pooling, Holm-corrected, is given as well."
+            f" The {verdicts.tested_tables(analysis)} are contrasts of the cells in this fit, with intervals and p "
+            f"values simultaneous within each table (multivariate t; error rate {st.ALPHA}). "
+            f"{forests.untested(analysis)} The cells' intervals are simultaneous over {analysis.family} comparisons "
+            "with the baseline (Dunnett 1955)."
         )
+    elif analysis.family:
+        text += _verdicts(analysis)
         if analysis.margin is not None:
             text += (
                 f" No effect larger than {analysis.margin:g}{analysis.measure.short_unit}, the margin of the "
@@ -243,6 +247,21 @@ def _inference(analysis: Analysis) -> str:
                 "(two one-sided tests; Schuirmann 1987)."
             )
     return text + _noise(analysis)
+
+
+def _verdicts(analysis: Analysis) -> str:
+    """Return how the cells' verdicts follow from their intervals."""
+    if analysis.family == 1:
+        return (
+            f" The cell helps or hurts if its {analysis.interval_name} excludes 0 ({_error_rate(analysis)}). Its own "
+            "paired t test without pooling is given as well."
+        )
+    return (
+        f" Verdicts are simultaneous over {analysis.family} comparisons with the baseline (Dunnett 1955; "
+        f"{_error_rate(analysis)}): a cell helps or hurts if its simultaneous {analysis.interval_name} excludes 0. "
+        "Pointwise 95% intervals are not adjusted. Each cell's own paired t test without pooling, Holm-corrected, is "
+        "given as well."
+    )
 
 
 def _error_rate(analysis: Analysis) -> str:

@@ -54,7 +54,7 @@ def _settings(analysis: Analysis) -> Iterator[str]:
     """Yield problems with the settings of cells, and what has not finished."""
     runs, base = analysis.study.runs, analysis.base
     if wrong := sorted({run.cell for run in runs if run.wrong_overrides}):
-        yield f"Settings did not reach the trainer in {join_names(wrong)}: these cells are not what their names say."
+        yield f"Settings did not reach the trainer in {join_names(wrong)}: these runs are not compared."
     if same := [cell.name for cell in analysis.compared if cell.effect and cell.effect.identical]:
         yield f"Bit-identical to the baseline: {join_names(same)}. Check that their settings reach the trainer."
     if base is not None and base.features:
@@ -80,7 +80,7 @@ def _without_result(runs: Sequence[RunRecord]) -> Iterator[str]:
             yield f"{count(len(alike), 'run')} {state}: {alike[0].reason}"
     if waiting := len(missing) - len(bad):
         have = "has" if waiting == 1 else "have"
-        yield f"{waiting} of {count(len(runs), 'run')} {have} no result yet; see run health."
+        yield f"{waiting} of {count(len(runs), 'run')} {have} no result yet."
 
 
 def _measures(analysis: Analysis) -> Iterator[str]:
@@ -160,7 +160,7 @@ def _design(analysis: Analysis) -> Iterator[str]:
         name = "Screening" if screen else "Full factorial"
         yield (
             f"{name} design: main effects use every run and are more powerful than the comparisons of single "
-            f"cells{', which are described only' if analysis.factorial else ''}."
+            f"cells{', which are described, not tested' if analysis.factorial else ''}."
         )
         if screen and (warning := screening.alias_warning(screen)):
             yield warning

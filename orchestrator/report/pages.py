@@ -13,17 +13,18 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
+from markupsafe import escape as escape_html
 
 from ablatrix.orchestrator.report import palette
 from ablatrix.orchestrator.report.content import Block, Folded, Section
 from ablatrix.orchestrator.report.figure_data import Figure, Forest, Line
-from ablatrix.orchestrator.report.formatting import plain
 from ablatrix.trainer.rundir.console import visible
 
 TEMPLATES = Path(__file__).parent / "templates"
 # Phrases that must not be broken at the end of a line
-_UNBROKEN = re.compile(r"p [=<] [\d.]+|\S+ to \S+\d|[\d.]+ nats|\d+ runs?|\d+ of \d+")
+_UNBROKEN = re.compile(r"p [=<] [\d.]+|\S+ to \S+\d|[\d.]+ nats|\d+ runs?|\d+ of \d+| ×")
 _WORD_ENDS = re.compile(r"(?<=[_+.@/-])(?=\w)")  # places in a name where a line may break
+_CODE = re.compile(r"`([^`]+)`")
 # Markdown markup, and HTML markup inside Markdown
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>|#~$&])")
 _AT_START = re.compile(r"[-+=]|\d+[.)]")  # starts a list, or underlines a heading
@@ -78,6 +79,7 @@ def _template(name: str, escape: Callable[[str], str]) -> Template:
         "percent": lambda value, forest: f"{100 * forest.place(value):.2f}%",
         "share": lambda band, forest: f"{100 * (forest.place(band) - forest.place(-band)):.2f}%",
         "ticks": label_ticks,
+        "with_code": mark_code,
         "paragraph": escape_paragraph,
         "fenced": fence,
         "quoted": lambda text: fence(text, ""),
@@ -87,10 +89,13 @@ def _template(name: str, escape: Callable[[str], str]) -> Template:
 
 
 def label_ticks(forest: Forest) -> list[tuple[float, str]]:
-    """Return the ticks of a forest plot's axis with their labels, all with the same decimals."""
-    found = [tick for tick in palette.ticks(forest.limits, 5) if 0.03 < forest.place(tick) < 0.97]
-    digits = max((len(f"{tick:.6g}".partition(".")[2]) for tick in found), default=0)
-    return [(tick, plain(tick, digits)) for tick in found]
+    """Return the ticks of a forest plot's axis with their labels, without those that would leave the axis."""
+    return [(tick, text) for tick, text in palette.label_ticks(forest.limits) if 0.03 < forest.place(tick) < 0.97]
+
+
+def mark_code(text: str) -> Markup:
+    """Return a sentence as HTML, in which text between backticks is code."""
+    return Markup(_CODE.sub(r"<code>\1</code>", str(escape_html(visible(text)))))
 
 
 def escape_markdown(text: str) -> Markup:

@@ -7,6 +7,8 @@ from typing import Any
 
 from matplotlib.ticker import MaxNLocator
 
+from ablatrix.orchestrator.report.formatting import plain
+
 INK, GREY, BAND = "#1a1a1a", "#6e6e6e", "#e4e4e4"
 FEWEST_TICKS = 3
 # Okabe & Ito 2008 without yellow, which is invisible on white; style 0, the baseline, is drawn in INK
@@ -42,6 +44,13 @@ def ticks(limits: tuple[float, float], count: int) -> list[float]:
         if len(found) >= FEWEST_TICKS:
             break
     return found
+
+
+def label_ticks(limits: tuple[float, float]) -> list[tuple[float, str]]:
+    """Return about 5 ticks with labels that have the same number of decimals, except for 0."""
+    found = ticks(limits, 5)
+    digits = max(len(f"{tick:.6g}".partition(".")[2]) for tick in found)
+    return [(tick, plain(tick, digits) if abs(tick) > 1e-12 else "0") for tick in found]
 
 
 def log_ticks(low: float, high: float) -> tuple[float, ...]:

@@ -10,7 +10,7 @@ from ablatrix.orchestrator.report import formatting, notes, tables, two_studies,
 from ablatrix.orchestrator.report.content import Block, Notes, Row, Section, Table
 from ablatrix.orchestrator.report.contrasts import Contrast
 from ablatrix.orchestrator.report.figure_data import Figure, Forest
-from ablatrix.orchestrator.report.forests import CONTRAST, contrast_row, effect_row, forest_limits
+from ablatrix.orchestrator.report.forests import contrast_columns, contrast_row, effect_row, forest_limits
 from ablatrix.orchestrator.report.formatting import DASH, plain, quantity
 from ablatrix.orchestrator.report.record import contrast_record
 from ablatrix.trainer.rundir.errors import UserError
@@ -78,8 +78,8 @@ def headline(analyses: Sequence[Analysis]) -> str:
         if c.effect and c.effect.at_least is not None
     ]
     between = f"{names[1]} − {names[0]}: " if len(names) == 2 else "Differences: "
-    parts = [f"{between}{formatting.join_names(shown)}." if shown else "No difference between the studies is shown."]
-    parts = parts if found else []
+    none = "No difference between the studies is significant."
+    parts = [f"{between}{formatting.join_names(shown)}." if shown else none] if found else []
     return " ".join([*parts, *(f"{name}: {wording.headline(a)}" for name, a in zip(names, analyses, strict=True))])
 
 
@@ -154,11 +154,12 @@ def difference_figure(analyses: Sequence[Analysis]) -> Figure | None:
     rows = [replace(row, label=_without(row.label, names)) for row in rows]
     caption = (
         "Differences between studies, treated as independent samples (Welch). Thick bars: pointwise 95% confidence "
-        "intervals; thin bars: 95% intervals simultaneous over the table (Bonferroni), which decide the reading."
+        "intervals; thin bars: 95% intervals simultaneous over the table (Bonferroni), which decide the verdict."
     )
     label = replace(shared, name=f"{shared.name}, difference between studies").label
     ends = (f"lower {shared.short_name}", f"higher {shared.short_name}")
-    drawn = Forest(tuple(rows), ("change", *CONTRAST), label, forest_limits(rows), ends=ends, first=between or "of")
+    head, first = ("change", *contrast_columns(len(rows))), between or "of"
+    drawn = Forest(tuple(rows), head, label, forest_limits(rows), ends=ends, first=first)
     return Figure("differences", "Differences between the studies", caption, forest=drawn)
 
 

@@ -95,12 +95,12 @@ def _range(lines: Sequence[Line], axis: str) -> tuple[float, float]:
 
 
 def title(trends: Sequence[Trend]) -> str:
-    """Return `With compute the effect of rope grows; no change is shown for cosine`."""
+    """Return `With compute, the effect of rope grows; no change is shown for cosine`."""
     parts = changes(trends)
     others = [trend.cell for trend in trends if not trend.shown]
     parts += [f"no change is shown for {join_names(others)}"] if others else []
     text = "; ".join(parts)
-    return f"With compute {text}" if text.startswith("the effect") else text[:1].upper() + text[1:]
+    return f"With compute, {text}" if text.startswith("the effect") else text[:1].upper() + text[1:]
 
 
 def blocks(analysis: Analysis, drawn: Figure | None) -> list[Block]:
@@ -154,11 +154,13 @@ def _size_table(trends: Sequence[Trend], analysis: Analysis) -> Table:
             text, base = cell_text(cell, found), cell is found.base
             gain = DASH if base else _gain_text(gains.get(cell.name, {}).get(size))
             rows.append(
-                Row([size, cell.name, compute, text.value, text.effect, text.interval, text.verdict, gain], base)
+                Row([size, cell.name, text.effect, text.verdict, text.interval, text.value, compute, gain], base)
             )
     name = analysis.measure.short_name
-    head = ["size", "cell", "compute", name, "effect", "95% interval", "verdict", "compute-equivalent gain"]
-    return Table(head, rows, (0, 1, 6))
+    head = ["size", "cell", "effect", "verdict", "95% interval", name, "compute", "compute-equivalent gain"]
+    if all(row.cells[-1] == DASH for row in rows):
+        head, rows = head[:-1], [Row(row.cells[:-1], row.base) for row in rows]
+    return Table(head, rows, (0, 1, 3))
 
 
 def _gain_text(gain: Gain | None) -> str:

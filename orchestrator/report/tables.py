@@ -179,8 +179,9 @@ def latex(analysis: Analysis) -> str:
     for name, cell, found in wording.every_cell(analysis):
         text = wording.cell_text(cell, found)
         effect = text.effect if text.interval == formatting.DASH else f"{text.effect} ({text.interval})"
-        rows.append(map(tex, (name, text.runs, text.value, effect, text.p, text.verdict)))
-    head = ("cell", "runs", tex(analysis.measure.name), "effect (95\\% interval)", "$p$ (corrected)", "verdict")
+        rows.append(map(tex, (name, effect, text.verdict, text.value, text.runs, text.p)))
+    p = analysis.p_name.replace("p", "$p$", 1)
+    head = ("cell", f"effect ({tex(analysis.interval_name)})", "verdict", tex(analysis.measure.name), "runs", p)
     top, *lines = [" & ".join(row) + r" \\" for row in (head, *rows)]
     body = "\n".join([r"\toprule", top, r"\midrule", *lines, r"\bottomrule"])
-    return f"% needs \\usepackage{{booktabs}}\n\\begin{{tabular}}{{lrrrrl}}\n{body}\n\\end{{tabular}}\n"
+    return f"% needs \\usepackage{{booktabs}}\n\\begin{{tabular}}{{lrlrrr}}\n{body}\n\\end{{tabular}}\n"

@@ -31,9 +31,11 @@ ONE_SEED = "one seed only, so no conclusion can be drawn"
 
 
 def word(cell: CellResult, analysis: Analysis) -> str:
-    """Return the verdict as displayed: `helps`, `no effect larger than 0.02 nats`."""
+    """Return the verdict as displayed: `helps`, `no effect larger than 0.02 nats`, `not tested`."""
     if cell.verdict is Verdict.NO_EFFECT and analysis.margin is not None:
         return f"no effect larger than {analysis.margin:g}{cell.measure.short_unit}"
+    if cell.verdict is Verdict.NO_CLAIM:
+        return _no_claim(cell, analysis)[0]
     return cell.verdict
 
 
@@ -74,14 +76,23 @@ def _conclusion(cell: CellResult, analysis: Analysis) -> str:
 
 def no_claim(cell: CellResult, analysis: Analysis) -> str:
     """Return why there is an effect but no verdict."""
+    return _no_claim(cell, analysis)[1]
+
+
+def _no_claim(cell: CellResult, analysis: Analysis) -> tuple[str, str]:
+    """Return (word, reason) of a cell that has an effect but no verdict."""
     if cell.incomparable:
-        return f"not comparable: {cell.incomparable}"
+        return "not comparable", f"not comparable: {cell.incomparable}"
     if cell.pending:
-        return cell.pending
+        return "pending", cell.pending
     if cell.effect is None or cell.effect.p_joint is None:
-        return ONE_SEED
-    tested = "main effects and pairs" if analysis.combinations.pairs else "main effects"
-    return f"described only: the design's {tested} are tested"
+        return "one seed only", ONE_SEED
+    return "not tested", f"not tested: the tests of this design are its {tested_tables(analysis)}"
+
+
+def tested_tables(analysis: Analysis) -> str:
+    """Return what a factorial or screening design tests in place of its cells."""
+    return "main effects and pairs" if analysis.combinations.pairs else "main effects"
 
 
 def _stability(cell: CellResult, analysis: Analysis) -> str:
@@ -95,16 +106,20 @@ def _stability(cell: CellResult, analysis: Analysis) -> str:
 
 
 def _direction(effect: Effect, cell: CellResult, digits: int) -> str:
-    way = "lower" if effect.mean < 0 else "higher"
-    return f"{cell.measure.name} {abs(effect.mean):.{digits}f}{cell.measure.short_unit} {way} than the baseline's"
+    size, way = f"{abs(effect.mean):.{digits}f}", "lower" if effect.mean < 0 else "higher"
+    if float(size) == 0:
+        return f"{cell.measure.name} equal to the baseline's to {count(digits, 'decimal')}"
+    return f"{cell.measure.name} {size}{cell.measure.short_unit} {way} than the baseline's"
 
 
 def _evidence(cell: CellResult, analysis: Analysis) -> str:
     effect = cell.effect
     assert effect is not None
     span = span_text(effect.joint_low, effect.joint_high, analysis.decimals)
-    interval = f"simultaneous {level_text(effect.alpha)} interval {span}"
-    p = f"p {p_equals(effect.p_joint)} corrected for {count(analysis.family, 'comparison')}"
+    interval = f"{level_text(effect.alpha)} interval {span}"
+    p = f"p {p_equals(effect.p_joint)}"
+    if analysis.family > 1:
+        interval, p = f"simultaneous {interval}", f"{p} corrected for {analysis.family} comparisons"
     parts = [interval, p, f"{effect.n} of {count(len(cell.runs), 'run')}"]
     if effect.method == "paired t":
         parts.append("by its own paired t test, as its noise or the baseline's is larger than the others'")

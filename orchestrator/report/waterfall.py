@@ -9,6 +9,7 @@ from ablatrix.orchestrator.report import formatting
 from ablatrix.orchestrator.report.attribution import REST, WHOLE, Method
 from ablatrix.orchestrator.report.content import Row, Table
 from ablatrix.orchestrator.report.figure_data import Figure, Step, Waterfall
+from ablatrix.orchestrator.report.forests import beside_zero
 
 if TYPE_CHECKING:
     from ablatrix.orchestrator.report.analysis import Analysis
@@ -46,7 +47,7 @@ def figure(analysis: Analysis) -> Figure | None:
     waterfall = Waterfall(
         tuple(steps),
         f"{measure.label}, difference from baseline",
-        (min(*ends, 0.0) - room, max(*ends, 0.0) + room),
+        beside_zero(min(*ends, 0.0) - room, max(*ends, 0.0) + room),
         measure.sides("better", "worse"),
     )
     caption = (
@@ -74,14 +75,14 @@ def _step(name: str, start: float, effect: Effect, analysis: Analysis, *, alone:
 
 
 def _title(found: Attribution, analysis: Analysis) -> str:
-    """Return `rope has the largest share of the effect of all features, −0.188 of −0.282 nats`."""
+    """Return `rope contributes most: −0.188 nats; all features together: −0.282 nats`."""
     whole = found.whole.effect
     known = [(share.name, share.effect.mean) for share in found.shares if share.effect]
     assert whole is not None
     name, most = max(known, key=lambda pair: abs(pair[1]))
     digits, unit = analysis.decimals, analysis.measure.short_unit
-    parts = f"{formatting.signed(most, digits)} of {formatting.signed(whole.mean, digits)}{unit}"
-    return f"{_names(found)[name]} has the largest share of the effect of all features, {parts}"
+    share, total = (f"{formatting.signed(value, digits)}{unit}" for value in (most, whole.mean))
+    return f"{_names(found)[name]} contributes most: {share}; all features together: {total}"
 
 
 def _names(found: Attribution) -> dict[str, str]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from ablatrix.orchestrator.report.forest_plot import GAP, MARGIN, TITLE_LINE, widest, wrap
 from ablatrix.orchestrator.report.formatting import shorten
-from ablatrix.orchestrator.report.palette import COLORS, GREY, INK, PAPER, ticks
+from ablatrix.orchestrator.report.palette import COLORS, GREY, INK, PAPER, label_ticks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -37,7 +37,7 @@ def fill(canvas: Canvas, title: str, waterfall: Waterfall, width: float) -> None
     axes.set_yticks(range(rows), [names[step.label] for step in waterfall.steps])
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
-    axes.set_xticks(ticks(waterfall.limits, 4 if narrow else 6))
+    axes.set_xticks(*zip(*label_ticks(waterfall.limits), strict=True))
     axes.set_xlabel(waterfall.x_label)
     axes.axvline(0, color=INK, linewidth=0.8, zorder=1)
     for i, step in enumerate(waterfall.steps):

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from ablatrix.orchestrator.report.cell_result import CellResult
     from ablatrix.orchestrator.report.contrasts import Contrast
 
-NAMED, LONGEST = 6, 40  # cells named in one part of the headline; characters of each name
+NAMED, OF_MANY = 6, 3  # most cells named in one part of the headline, and how many if there are more than that
+LONGEST = 40  # characters of a name in a sentence
 PARAMETERS_DIFFER = 5e-4  # relative difference from which on the ratio of parameters is shown
 
 
@@ -88,7 +89,7 @@ def parameters(cell: CellResult, base: CellResult | None) -> str:
 
 
 def headline(analysis: Analysis) -> str:
-    """Return what the study shows: `swiglu (−0.145) and all_on (−0.282 nats) help. cosine: inconclusive.`
+    """Return what the study shows: `swiglu (−0.145 nats) and all_on (−0.282 nats) help. cosine: inconclusive.`
 
     With a scale axis, this is the result at the largest size that has results.
     """
@@ -98,8 +99,10 @@ def headline(analysis: Analysis) -> str:
         found = headline(replace(analysis, ladder=None))
         return f"At {shown}, the largest of {len(sizes)} sizes{place}: {found}{_trends(analysis)}"
     if (progress := analysis.progress) and not progress.finished:
-        whole = headline(replace(analysis, progress=None))
-        return f"{whole} {progress.ended} of {count(len(progress.looks), 'look')} ended."
+        looks = len(progress.looks)
+        if not progress.ended:
+            return f"No verdict yet: look 1 of {looks} has not ended."
+        return f"{headline(replace(analysis, progress=None))} Look {progress.ended} of {looks} has ended."
     if not any(cell.effect for cell in analysis.compared):
         done, runs = sum(run.finished for run in analysis.study.runs), analysis.study.runs
         return f"No cell can be compared with the baseline yet: {done} of {count(len(runs), 'run')} finished."
@@ -112,9 +115,9 @@ def headline(analysis: Analysis) -> str:
 
 
 def _trends(analysis: Analysis) -> str:
-    """Return ` With compute the effect of rope grows.`, '' if no change is shown."""
+    """Return ` With compute, the effect of rope grows.`, '' if no change is shown."""
     parts = changes(across_sizes.find_trends(analysis))
-    return f" With compute {' and '.join(parts)}." if parts else ""
+    return f" With compute, {' and '.join(parts)}." if parts else ""
 
 
 def changes(trends: Sequence[Trend]) -> list[str]:
@@ -124,7 +127,7 @@ def changes(trends: Sequence[Trend]) -> list[str]:
 
 
 def _main_effects(analysis: Analysis) -> str:
-    """Return `Main effects: rope (−0.061 nats) helps. warmup: inconclusive. No interaction shown.`"""
+    """Return `Main effects: rope (−0.061 nats) helps. warmup: inconclusive. No pairwise interaction is significant.`"""
     read: dict[str, list[Contrast]] = {"helps": [], "hurts": []}
     for contrast in analysis.main_effects:
         word = verdicts.contrast_verdict(contrast, analysis.measure, "hurts", "helps", "inconclusive")
@@ -140,10 +143,13 @@ def _main_effects(analysis: Analysis) -> str:
 
 
 def _interactions(analysis: Analysis) -> list[str]:
-    """Return `Synergy: swiglu × rope (−0.034 nats).` and likewise for conflicts, or that none is shown."""
-    pairs = [(c.name, c.effect.mean) for c in analysis.combinations.pairs if c.effect and c.effect.at_least is not None]
-    if not pairs:
-        return ["No interaction of two is shown." if analysis.combinations.pairs else "Interactions are not estimated."]
+    """Return `Synergy: swiglu × rope (−0.034 nats).` and likewise for conflicts, or that none is significant."""
+    tested = [c for c in analysis.combinations.pairs if c.effect and c.effect.p_joint is not None]
+    pairs = [(c.name, c.effect.mean) for c in tested if c.effect and c.effect.at_least is not None]
+    if tested and not pairs:
+        return ["No pairwise interaction is significant."]
+    if not analysis.combinations.pairs:
+        return ["Interactions are not estimated."]
     better = [(name, mean) for name, mean in pairs if analysis.measure.is_better(mean)]
     kinds = {"Synergy": better, "Conflict": [pair for pair in pairs if pair not in better]}
     return [f"{kind}: {_effects(found, analysis)}." for kind, found in kinds.items() if found]
@@ -157,12 +163,10 @@ def shown_names(analysis: Analysis) -> dict[str, str]:
 
 
 def _effects(pairs: Sequence[tuple[str, float]], analysis: Analysis) -> str:
-    """Return `rope (−0.188) and all_on (−0.282 nats)`."""
-    names = shown_names(analysis)
-    shown = [f"{names[name]} ({signed(mean, analysis.decimals)})" for name, mean in pairs]
-    last = min(len(shown), NAMED) - 1
-    shown[last] = f"{shown[last][:-1]}{analysis.measure.short_unit})"
-    return join_names(shown, NAMED)
+    """Return `rope (−0.188 nats) and all_on (−0.282 nats)`; of many, the first three and the number of the others."""
+    names, unit = shown_names(analysis), analysis.measure.short_unit
+    shown = [f"{names[name]} ({signed(mean, analysis.decimals)}{unit})" for name, mean in pairs]
+    return join_names(shown, NAMED if len(shown) <= NAMED else OF_MANY)
 
 
 def _verb(word: str, number: int) -> str:
@@ -187,7 +191,7 @@ def _with(analysis: Analysis, verdict: Verdict) -> list[CellResult]:
 
 
 def _decided(analysis: Analysis, verdict: Verdict) -> str:
-    """Return `rope (−0.188) and all_on (−0.282 nats) help.`"""
+    """Return `rope (−0.188 nats) and all_on (−0.282 nats) help.`"""
     cells = _with(analysis, verdict)
     if not cells:
         return ""
@@ -200,10 +204,12 @@ def _others(analysis: Analysis, verdict: Verdict) -> str:
     if not cells:
         return ""
     shown = shown_names(analysis)
-    names = join_names([shown[cell.name] for cell in cells], NAMED)
+    named = join_names([shown[cell.name] for cell in cells], NAMED)
+    names = named if len(cells) <= NAMED else f"{len(cells)} cells"
     reasons = {verdicts.no_claim(cell, analysis) for cell in cells} if verdict is Verdict.NO_CLAIM else set()
     words = verdicts.word(cells[0], analysis) if verdict is Verdict.NO_EFFECT else OTHERS[verdict]
-    return f"{names}: {reasons.pop() if len(reasons) == 1 else words}."
+    words = reasons.pop() if len(reasons) == 1 else words
+    return f"{words[:1].upper()}{words[1:]}." if len(cells) == len(analysis.compared) > 1 else f"{names}: {words}."
 
 
 # ---- the A/A check ---------------------------------------------------------------------------------------------------

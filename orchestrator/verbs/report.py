@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ablatrix.orchestrator.report.build import Report
     from ablatrix.orchestrator.report.figure_data import Forest
 
-DROPPED_FIRST = ("parameters", "p (corrected)", "runs", "95% interval", "interval")
+DROPPED_FIRST = ("parameters", "p (corrected)", "p", "runs", "95% interval", "interval")
 
 
 def report(
@@ -61,7 +61,7 @@ def report(
 def _print_differences(made: Report, found: Forest, console: Console) -> None:
     """Print the tested differences between studies, below the studies' own tables."""
     rows = [dict(zip((found.first, *found.head), (row.label, *row.cells), strict=True)) for row in found.rows]
-    layout = tables.Layout(left=(found.first, "reading"), wrapped=(found.first,), dropped_first=DROPPED_FIRST)
+    layout = tables.Layout(left=(found.first, "verdict"), wrapped=(found.first,), dropped_first=DROPPED_FIRST)
     tables.print_table(f"{made.name}: {found.x_label}", rows, console, layout)
     _print_notes_and_page(made, console)
 
@@ -74,11 +74,11 @@ def _print_verdict(made: Report, console: Console) -> None:
         {
             "cell": row.cell,
             "effect": row.text.effect,
-            made.interval_name: row.text.interval,
             "verdict": row.text.verdict,
+            made.interval_name: row.text.interval,
             measure.short_name: row.text.value,
             "runs": row.text.runs,
-            "p (corrected)": row.text.p,
+            made.p_name: row.text.p,
             "parameters": row.text.parameters,
         }
         for row in made.rows

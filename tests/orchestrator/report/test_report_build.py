@@ -70,7 +70,8 @@ def test_one_seed_makes_no_claim(tmp_path: Path) -> None:
     harmful = row(report, "warmup")
     assert harmful.verdict == "no claim"
     assert harmful.text.interval == harmful.text.p == "—"
-    assert report.headline.endswith("one seed only, so no conclusion can be drawn.")
+    assert report.headline == "One seed only, so no conclusion can be drawn."
+    assert harmful.text.verdict == "one seed only"
     assert "one seed only, so no conclusion can be drawn" in harmful.sentence
     assert "higher than the baseline" in harmful.sentence
     assert all(r["effect_low"] == "" and r["p"] == "" for r in report.cells)

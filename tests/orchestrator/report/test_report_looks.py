@@ -181,7 +181,7 @@ def test_the_page_says_at_which_look_a_cell_stopped_and_what_is_spent(tmp_path: 
     rope = verdicts.sentence(found.cells["rope"], found)
     assert "simultaneous 99% interval" in rope and "stopped at look 1 of 3" in rope
     assert "goes on to look 2 of 3" in verdicts.sentence(found.cells["swiglu"], found)
-    assert wording.headline(found).endswith("1 of 3 looks ended.")
+    assert wording.headline(found).endswith("Look 1 of 3 has ended.")
     assert any("of which 0.01 of 0.05 is spent" in text for text in methods.paragraphs(found))
     record = record_of(found)
     assert record["looks"]["alpha_spent"] == 0.01 and record["looks"]["going_on"] == ["swiglu", "rmsnorm"]

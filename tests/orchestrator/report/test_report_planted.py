@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ablatrix.orchestrator.report import methods, notes, sequential, verdicts, wording
+from ablatrix.orchestrator.report import forests, methods, notes, sequential, verdicts, wording
 from ablatrix.orchestrator.report.analysis import Analysis
 from ablatrix.orchestrator.report.decisions import Verdict, fisher_p
 from tests.support.reports import analyse_folder
@@ -112,7 +112,11 @@ def test_a_missing_run_does_not_bias_a_factorial(tmp_path: Path) -> None:
     main = {c.name: c.effect.mean for c in analysis.main_effects if c.effect}
     assert main == pytest.approx({"swiglu": -0.07, "rmsnorm": 0.0, "rope": 0.0}, abs=1e-5)
     assert {c.verdict for c in analysis.compared} == {Verdict.NO_CLAIM}
-    assert "main effects and pairs are tested" in verdicts.sentence(analysis.cells["rope"], analysis)
+    rope = analysis.cells["rope"]
+    assert "not tested: the tests of this design are its main effects and pairs" in verdicts.sentence(rope, analysis)
+    assert verdicts.word(rope, analysis) == "not tested"
+    drawn = forests.effects(analysis, "")
+    assert "Cells are described, not tested: main effects are tested first, then pairs" in drawn.caption
 
 
 def stop_early(folder: Path, run: str, rows: int) -> None:
