@@ -85,14 +85,14 @@ def _identical(cell: Values, base: Values) -> Effect:
 
 
 def _with_paired(effects: Mapping[str, Effect], values: Mapping[str, Values], base: Values) -> dict[str, Effect]:
-    """Return the effects, each with its own paired t test added, corrected by Holm's method."""
-    pairs = {n: t_interval({s: values[n][s] - base[s] for s in values[n] if s in base}) for n in effects}
+    """Return the effects, each tested one with its own paired t test added, corrected by Holm's method."""
+    tested = [n for n, effect in effects.items() if not effect.identical]
+    pairs = {n: t_interval({s: values[n][s] - base[s] for s in values[n] if s in base}) for n in tested}
     corrected = holm([p.p if p else None for p in pairs.values()])
-    paired = {n: p and replace(p, p_joint=c) for (n, p), c in zip(pairs.items(), corrected, strict=True)}
-    return {
-        n: replace(e, paired=p if (p := paired[n]) and p.p is not None and e.method != "identical" else None)
-        for n, e in effects.items()
+    paired = {
+        n: replace(p, p_joint=c) for (n, p), c in zip(pairs.items(), corrected, strict=True) if p and c is not None
     }
+    return {n: replace(e, paired=paired.get(n)) for n, e in effects.items()}
 
 
 @dataclass

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 ODD = 0.01  # level of Cochran's test
 NOISY_REFERENCE = 0.05  # level of the test of the reference's noise
+FEWEST_CELLS = 3  # whose residuals can differ in variance
 LEAST_FREEDOM = 6  # fewest degrees of freedom at which a median of residuals is meaningful
 FAR = 5 * 1.4826  # median absolute deviations: 5 standard deviations of a normal distribution
 
@@ -42,34 +43,45 @@ def describe_noise(pool: Fit) -> Noise:
 
 
 def intraclass_correlation(pool: Fit) -> float:
-    """Return the share of a run's variance explained by a seed effect common to all cells, from mean squares."""
+    """Return the share of a run's variance explained by a seed effect common to all cells, from mean squares.
+
+    The mean square of seeds, adjusted for cells, is expected to be the noise variance plus that of the seed effect
+    times the trace below over its degrees of freedom: the number of cells, if no run is missing (Henderson 1953).
+    """
     seeds = len(pool.seeds) - 1
     explained = pool.without_blocks().rss - pool.rss
     if not seeds or explained <= 0:
         return 0.0
-    between = max(0.0, (explained / seeds - pool.variance) / (int(pool.known.sum()) / len(pool.seeds)))
+    each = float(np.sum(pool.known * (1 - 1 / pool.counts[:, None]))) / seeds
+    between = max(0.0, (explained / seeds - pool.variance) / each)
     return between / (between + pool.variance) if between + pool.variance else 0.0
 
 
 def bartlett(pool: Fit) -> float | None:
-    """Return the p value of Bartlett's test (1937) that the residuals of all cells have the same variance."""
+    """Return the p value of Bartlett's test (1937) that the residuals of all cells have the same variance.
+
+    None with fewer than three cells of several runs: the residuals of two cells mirror each other.
+    """
     several = pool.counts > 1
     free = pool.counts[several] - 1
     variances = np.nansum(pool.residuals[several] ** 2, axis=1) / free
-    if len(free) < 2 or not np.all(variances > 0):
+    if len(free) < FEWEST_CELLS or not np.all(variances > 0):
         return None
     total = free.sum()
     statistic = total * np.log(free @ variances / total) - free @ np.log(variances)
     correction = 1 + ((1 / free).sum() - 1 / total) / (3 * (len(free) - 1))
-    return float(chdtrc(len(free) - 1, statistic / correction))
+    return float(chdtrc(len(free) - 1, max(0.0, statistic) / correction))
 
 
 def levene(pool: Fit) -> float | None:
-    """Return the p value of Levene's test around the median (Brown & Forsythe 1974) on the residuals."""
+    """Return the p value of Levene's test around the median (Brown & Forsythe 1974) on the residuals.
+
+    None with fewer than three cells of several runs, like `bartlett`.
+    """
     rows = [row[~np.isnan(row)] for row in pool.residuals]
     sizes = [np.abs(row - np.median(row)) for row in rows if len(row) > 1]
     number, total = len(sizes), sum(map(len, sizes))
-    if number < 2 or total <= number:
+    if number < FEWEST_CELLS or total <= number:
         return None
     means, every = [size.mean() for size in sizes], np.concatenate(sizes)
     between = sum(len(s) * (m - every.mean()) ** 2 for s, m in zip(sizes, means, strict=True)) / (number - 1)

@@ -192,6 +192,38 @@ def test_tests_of_equal_noise_equal_scipys() -> None:
     assert homogeneity.bartlett(whole) == tight(scipy.stats.bartlett(*whole.residuals).pvalue)
 
 
+@pytest.mark.parametrize("missing", [0, 2])
+def test_two_cells_have_no_test_of_equal_noise(missing: int) -> None:
+    pool = fit(drawn(2, 6, missing, rng=3))
+    assert np.abs(pool.residuals[0]) == tight(np.abs(pool.residuals[1])) or missing
+    assert (homogeneity.bartlett(pool), homogeneity.levene(pool)) == (None, None)
+
+
+@pytest.mark.parametrize("missing", [0, 6])
+def test_the_intraclass_correlation_is_hendersons(missing: int) -> None:
+    pool = fit(drawn(5, 6, missing, rng=8))
+    row, column = np.nonzero(pool.known)
+    seeds, cells = np.eye(6)[column], np.eye(5)[row]
+    y = pool.table[pool.known]
+    within = np.eye(len(y)) - cells @ np.linalg.pinv(cells)
+    both = np.hstack([cells, seeds[:, 1:]])
+    explained = float(y @ within @ y) - float(OLS(y, both).fit().ssr)
+    noise = float(OLS(y, both).fit().ssr) / pool.df
+    between = (explained - 5 * noise) / float(np.trace(seeds.T @ within @ seeds))
+    assert homogeneity.intraclass_correlation(pool) == tight(max(0.0, between) / (max(0.0, between) + noise))
+
+
+def test_identical_cells_are_in_no_correction() -> None:
+    study = drawn(5, 4, rng=5)
+    study["c4"] = study["c0"]
+    effects = compare(study, "c0", identical=["c4"]).effects
+    assert effects["c4"].paired is None
+    base = list(study["c0"].values())
+    p = [scipy.stats.ttest_rel(list(study[n].values()), base).pvalue for n in ("c1", "c2", "c3")]
+    theirs = multipletests(p, method="holm")[1]
+    assert [found.p_joint for n in ("c1", "c2", "c3") if (found := effects[n].paired)] == tight(theirs.tolist())
+
+
 def test_a_far_noisier_cell_leaves_the_pool() -> None:
     study = scaled(c3=30.0)
     found = compare(study, "c0")
