@@ -98,13 +98,13 @@ def _break_down(analysis: Analysis, scores_of: Callable[[RunRecord], Iterator[Sc
     reference = analysis.reference or ""
     others = [cell.name for cell in analysis.compared]
     cells = {part: values.get(part, {}) for part in tokens}
-    effects = {part: compare(found, reference, tables=len(cells)).effects for part, found in cells.items()}
+    compared = {part: compare(found, reference, tables=len(cells)) for part, found in cells.items()}
     return [
         Part(
             part,
             tokens[part],
             {name: sum(by_seed.values()) / len(by_seed) for name, by_seed in found.items()},
-            {name: Contrast(name, effects[part].get(name)) for name in others},
+            {name: Contrast(name, compared[part].effects.get(name), 0, compared[part].resolution) for name in others},
             reasons.get(part, {}),
         )
         for part, found in cells.items()

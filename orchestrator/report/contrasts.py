@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ablatrix.orchestrator.report.comparison import find_resolution
+from ablatrix.orchestrator.report.decisions import is_decided
 from ablatrix.orchestrator.report.pooled import Fit, fit
 from ablatrix.orchestrator.report.statistics import ALPHA, Effect, Values, t_quantile
 
@@ -28,12 +30,19 @@ Weights = Mapping[str, float]  # cell -> weight, summing to 0
 class Contrast:
     """A named combination of cells with its effect, corrected within its own table.
 
-    missing: number of planned runs of its cells that have no usable value.
+    missing: number of planned runs of its cells that have no usable value; resolution: unit to which the values are
+    rounded, smaller effects are never decided.
     """
 
     name: str
     effect: Effect | None
     missing: int = 0
+    resolution: float = 0.0
+
+    @property
+    def decided(self) -> bool:
+        """True if the effect is shown not to be 0."""
+        return is_decided(self.effect, self.resolution)
 
 
 @dataclass(frozen=True)
@@ -214,23 +223,26 @@ def estimate(
     usable = {name: row for name, row in design.values.items() if row}
     known = [(name, weights) for name, weights in table if weights and all(cell in usable for cell in weights)]
     model = fit(usable) if known else None
-    effects = iter(_effects(model, [weights for _, weights in known], design) if model else [])
+    resolution = find_resolution([value for row in usable.values() for value in row.values()])
+    effects = iter(_effects(model, [weights for _, weights in known], design, resolution) if model else [])
     found = []
     for name, weights in table:
         effect = next(effects) if weights and all(cell in usable for cell in weights) else None
         cells = concerned or weights
         missing = sum(design.expected.get(cell, 0) - len(design.values.get(cell, {})) for cell in cells)
-        found.append(Contrast(name, effect, missing))
+        found.append(Contrast(name, effect, missing, resolution))
     return tuple(found)
 
 
-def _effects(model: Fit, table: Sequence[Weights], design: Design) -> list[Effect]:
+def _effects(model: Fit, table: Sequence[Weights], design: Design, resolution: float) -> list[Effect]:
+    """Return the effects of one table; no standard error is below that of values rounded to `resolution`."""
     weights = np.array([[row.get(cell, 0.0) for cell in model.cells] for row in table])
     means, units, joint = model.joint(weights)
     found = [_described(float(mean), row, design.values) for mean, row in zip(means, table, strict=True)]
     if model.df < 1:
         return found
-    errors = np.sqrt(np.maximum(units * model.variance, 1e-30))
+    floors = resolution**2 / 12 * np.sum(weights**2 / model.counts, axis=1)
+    errors = np.sqrt(np.maximum(units * model.variance, np.maximum(floors, 1e-30)))
     critical = joint.critical(design.alpha)
     corrected = joint.p_values(means / errors)
     return [
@@ -258,9 +270,9 @@ def _marginal_means(design: Design) -> tuple[MarginalMean, ...]:
         others = [(OFF, *other) for factor, other in design.factors.items() if factor != name]
         for level in (OFF, *levels):
             cells = [at[design.cell((level, *rest))] for rest in product(*others)]
+            weights = np.isin(np.arange(len(at)), cells)[None, :] / len(cells)
             half = None
             if model.df > 0:
-                variance = model.variance * float(np.sum(1 / model.counts[cells])) / len(cells) ** 2
-                half = t_quantile(model.df) * math.sqrt(variance)
+                half = t_quantile(model.df) * math.sqrt(model.variance * float(model.covariance(weights)[0, 0]))
             found.append(MarginalMean(name, level or "off", float(np.mean(model.means[cells])), half))
     return tuple(found)

@@ -44,11 +44,18 @@ def decide(effect: Effect | None, measure: Measure, margin: float | None, resolu
         return Verdict.IDENTICAL
     if effect.p_joint is None:
         return Verdict.NO_CLAIM
-    if effect.p_joint <= effect.alpha and abs(effect.mean) >= resolution * (1 - 1e-9):
+    if is_decided(effect, resolution):
         return Verdict.HELPS if measure.is_better(effect.mean) else Verdict.HURTS
     if margin is not None and effect.within is not None and effect.within < margin:
         return Verdict.NO_EFFECT
     return Verdict.INCONCLUSIVE
+
+
+def is_decided(effect: Effect | None, resolution: float) -> bool:
+    """True if the simultaneous interval of an effect excludes 0 and the effect is no smaller than the resolution."""
+    if effect is None or effect.p_joint is None:
+        return False
+    return effect.p_joint <= effect.alpha and abs(effect.mean) >= resolution * (1 - 1e-9)
 
 
 def lost_more_runs(diverged: int, runs: int, base_diverged: int, base_runs: int) -> bool:

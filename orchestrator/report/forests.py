@@ -225,7 +225,7 @@ def _contrast_bars(sizes: Sequence[int]) -> str:
 
 def _claim(analysis: Analysis, contrasts: Sequence[Contrast]) -> str:
     """Return `largest for swiglu × rope, −0.042 nats`, among the significant contrasts."""
-    shown = [(c.name, c.effect.mean) for c in contrasts if c.effect and c.effect.at_least is not None]
+    shown = [(c.name, c.effect.mean) for c in contrasts if c.effect and c.decided]
     if not shown:
         return "none is significant"
     name, most = max(shown, key=lambda pair: abs(pair[1]))

@@ -8,12 +8,10 @@ from typing import TYPE_CHECKING
 from ablatrix.orchestrator.report import breakdown, documents
 from ablatrix.orchestrator.report.content import Block, Folded, Row, Table
 from ablatrix.orchestrator.report.formatting import DASH, plain, quantity, signed, span_text, with_margin
-from ablatrix.orchestrator.report.statistics import ALPHA
 
 if TYPE_CHECKING:
     from ablatrix.orchestrator.report.analysis import Analysis
     from ablatrix.orchestrator.report.cell_result import CellResult
-    from ablatrix.orchestrator.report.contrasts import Contrast
     from ablatrix.orchestrator.report.figure_data import Figure
 
 MANY = 30  # domains; a longer table is folded
@@ -107,14 +105,9 @@ def _effects(part: breakdown.Part, names: Sequence[str], analysis: Analysis) -> 
     found = []
     for name in names:
         effect, excess = part.effects[name], part.excess.get(name)
-        marks = ("*" if _is_significant(effect) else "") + ("†" if excess and _is_significant(excess) else "")
+        marks = ("*" if effect.decided else "") + ("†" if excess and excess.decided else "")
         found.append(with_margin(effect.effect, analysis.decimals) + (f" {marks}" if marks else ""))
     return found
-
-
-def _is_significant(contrast: Contrast) -> bool:
-    p = contrast.effect.p_joint if contrast.effect else None
-    return p is not None and p <= ALPHA
 
 
 def columns(cell: CellResult) -> dict[str, float | None]:

@@ -108,7 +108,10 @@ class Fit:
         return np.asarray(np.divide(self.residuals, root, out=np.full(root.shape, np.nan), where=root > 1e-5))
 
     def covariance(self, weights: np.ndarray) -> np.ndarray:
-        """Return the covariance of contrasts in units of the noise variance, (m, m). weights (m, k), rows sum to 0."""
+        """Return the covariance of contrasts, or of means over all seeds, in units of the noise variance, (m, m).
+
+        weights (m, k): rows sum to 0, or to 1 for means.
+        """
         seeds = weights @ self._weights
         return np.asarray((weights / self.counts) @ weights.T + seeds @ self._inverse @ seeds.T)
 

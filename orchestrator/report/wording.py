@@ -145,7 +145,7 @@ def _main_effects(analysis: Analysis) -> str:
 def _interactions(analysis: Analysis) -> list[str]:
     """Return `Synergy: swiglu × rope (−0.034 nats).` and likewise for conflicts, or that none is significant."""
     tested = [c for c in analysis.combinations.pairs if c.effect and c.effect.p_joint is not None]
-    pairs = [(c.name, c.effect.mean) for c in tested if c.effect and c.effect.at_least is not None]
+    pairs = [(c.name, c.effect.mean) for c in tested if c.effect and c.decided]
     if tested and not pairs:
         return ["No pairwise interaction is significant."]
     if not analysis.combinations.pairs:

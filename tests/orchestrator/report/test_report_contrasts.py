@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import combinations, product
 
 import numpy as np
@@ -48,6 +49,33 @@ def test_effects_and_standard_errors_equal_statsmodels() -> None:
         wanted = (theirs.params[i], low, high, theirs.pvalues[i])
         assert (effect.mean, effect.low, effect.high, effect.p) == pytest.approx(wanted, rel=1e-9, abs=1e-9)
     assert [c.missing for c in found.main_effects] == [2, 2, 2]
+
+
+def test_marginal_means_equal_statsmodels_with_missing_runs() -> None:
+    design = factorial(THREE, {"a": -0.2}, 3, noise=0.02)
+    del design.values["a+c"][2], design.values["b"][0]  # type: ignore[attr-defined]
+    cells, features = list(design.values), {name: on for on, name in design.sets.items()}
+    runs = [(cell, seed, value) for cell in cells for seed, value in design.values[cell].items()]
+    rows = [[float(cell == c) for c in cells] + [float(seed == s) for s in (1, 2)] for cell, seed, _ in runs]
+    theirs = OLS(np.array([value for *_, value in runs]), np.array(rows)).fit()
+    for found in combine(design).marginal_means:
+        on = [(found.factor in features[cell]) == (found.level != "off") for cell in cells]
+        test = theirs.t_test([*(np.array(on) / sum(on)), 1 / 3, 1 / 3])  # over the cells and over all three seeds
+        low, high = test.conf_int(0.05)[0]
+        assert found.mean == pytest.approx(float(test.effect[0]), abs=1e-12)
+        assert found.interval == pytest.approx((low, high), abs=1e-12)
+
+
+def test_rounded_values_decide_no_main_effect_below_their_unit() -> None:
+    design = factorial(THREE, {"a": -0.2}, 30)
+    shifts = {name: -0.02 * ("a" in on) - 0.01 * (len(on) == 3) for on, name in design.sets.items()}
+    values = {name: {seed: round(3 + shift, 2) for seed in range(30)} for name, shift in shifts.items()}
+    a, b, _ = combine(replace(design, values=values)).main_effects
+    assert a.decided
+    assert b.effect and b.effect.error and b.effect.p_joint is not None
+    assert b.effect.mean == pytest.approx(-0.0025)
+    assert b.effect.error == pytest.approx(0.01 / np.sqrt(12) * np.sqrt(1 / 2 / 30))
+    assert b.effect.p_joint < 0.01 and not b.decided
 
 
 def test_a_missing_run_does_not_bias() -> None:
