@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -89,7 +89,10 @@ class Analysis:
     def decimals(self) -> int:
         """Decimals of effects and values: enough for two significant digits of the uncertainty."""
         least = formatting.LEAST_OF_NLL if self.measure.is_nll else 0
-        return formatting.decimals_for(self.detectable, least) if self.detectable else formatting.USUAL_DECIMALS
+        size = max((abs(cell.mean) for cell in self.cells.values() if cell.mean), default=1.0)
+        if self.detectable:
+            return formatting.decimals_for(self.detectable, least, size)
+        return formatting.usual_decimals(size)
 
     @property
     def interval_name(self) -> str:
@@ -262,10 +265,28 @@ def _identical_cells(usable: Mapping[str, tuple[RunRecord, ...]], reference: str
     }
 
 
+def find_twins(cells: Sequence[CellResult]) -> list[list[str]]:
+    """Return the groups of cells whose runs are bit-identical to each other's, seed by seed."""
+    groups: list[list[CellResult]] = []
+    for cell in (cell for cell in cells if cell.usable):
+        same = next((group for group in groups if _are_twins(cell, group[0])), None)
+        if same is None:
+            groups.append([cell])
+        else:
+            same.append(cell)
+    return [[cell.name for cell in group] for group in groups if len(group) > 1]
+
+
+def _are_twins(cell: CellResult, other: CellResult) -> bool:
+    theirs = {run.seed: run for run in other.usable}
+    return cell.values.keys() == theirs.keys() and all(_same_run(run, theirs[run.seed]) for run in cell.usable)
+
+
 def _same_run(run: RunRecord, other: RunRecord) -> bool:
-    mine, theirs = run.curve.train["loss"], other.curve.train["loss"]
     same_end = run.value == other.value and run.number("tokens") == other.number("tokens")
-    return same_end and run.flops_per_token == other.flops_per_token and np.array_equal(mine, theirs, equal_nan=True)
+    curves = ((r.curve.train["loss"], r.curve.held_out["val_loss"]) for r in (run, other))
+    same = all(np.array_equal(mine, theirs, equal_nan=True) for mine, theirs in zip(*curves, strict=True))
+    return same_end and same and run.flops_per_token == other.flops_per_token
 
 
 def _other_context(cell: CellResult, base: CellResult) -> str:

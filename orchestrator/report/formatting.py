@@ -35,9 +35,21 @@ def plain(value: float | None, digits: int) -> str:
     return DASH if value is None else f"{value:.{digits}f}".replace("-", MINUS)
 
 
-def decimals_for(uncertainty: float, least: int = 0) -> int:
-    """Return the number of decimals that show two digits of a positive number, between `least` and MOST_DECIMALS."""
-    return min(max(1 - math.floor(math.log10(uncertainty)), least), MOST_DECIMALS)
+def decimals_for(uncertainty: float, least: int = 0, size: float = 1.0) -> int:
+    """Return the number of decimals that show two digits of a positive number, at least `least`.
+
+    size: of the values; at most MOST_DECIMALS digits after their first one are shown.
+    """
+    return min(max(1 - _exponent(uncertainty), least), MOST_DECIMALS + max(0, -_exponent(size)))
+
+
+def usual_decimals(size: float) -> int:
+    """Return the number of decimals of values of this size, a positive number, with no known uncertainty."""
+    return max(USUAL_DECIMALS, USUAL_DECIMALS - 1 - _exponent(size))
+
+
+def _exponent(value: float) -> int:
+    return math.floor(math.log10(value))
 
 
 def span_text(low: float | None, high: float | None, digits: int, sign: bool = True) -> str:
@@ -52,8 +64,8 @@ def bound_decimals(bound: float, digits: int) -> int:
     """Return the number of decimals of a bound: more than `digits` if it would read as 0, hiding its sign."""
     if bound == 0 or float(f"{bound:.{digits}f}") != 0:
         return digits
-    needed = -math.floor(math.log10(abs(bound)))
-    return needed if needed <= MOST_DECIMALS else digits
+    needed = -_exponent(abs(bound))
+    return needed if needed <= max(MOST_DECIMALS, digits + 2) else digits
 
 
 def level_text(alpha: float) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from ablatrix.orchestrator.report import corpus_notes, documents, sequential, tuning_text, wording
+from ablatrix.orchestrator.report.analysis import find_twins
 from ablatrix.orchestrator.report.formatting import join_names
 from ablatrix.orchestrator.report.verdicts import ONE_SEED
 from ablatrix.orchestrator.status import diagnosis
@@ -57,6 +58,11 @@ def _settings(analysis: Analysis) -> Iterator[str]:
         yield f"Settings did not reach the trainer in {join_names(wrong)}: these runs are not compared."
     if same := [cell.name for cell in analysis.compared if cell.effect and cell.effect.identical]:
         yield f"Bit-identical to the baseline: {join_names(same)}. Check that their settings reach the trainer."
+    for twins in find_twins([cell for cell in analysis.compared if cell.name not in same]):
+        yield (
+            f"Bit-identical to each other: {join_names(twins)}. Check that their settings reach the trainer; the same "
+            "runs count several times in the noise."
+        )
     if base is not None and base.features:
         yield f"The design has no cell without features; effects are differences from {base.name}."
     yield from _without_result(runs)

@@ -152,6 +152,7 @@ def _excluded(cell: CellResult) -> str:
     parts = [
         (0 if cell.verdict is Verdict.UNSTABLE else len(cell.diverged), "diverged and {} excluded"),
         (_with_wrong_settings(cell), "ran with different settings and {} excluded"),
+        (_without_value(cell), f"finished without a final {cell.measure.name} and {{}} excluded"),
         (len(cell.runs) - cell.done, "without a result"),
     ]
     texts = [f"; {n} of {total} {words}".format("is" if n == 1 else "are") for n, words in parts if n]
@@ -162,7 +163,11 @@ def _no_result(cell: CellResult, analysis: Analysis) -> str:
     if cell.values:
         return f"no comparison: {analysis.reference or 'the baseline'} has no usable run."
     states = Counter(run.state for run in cell.runs)
-    for state, number in (("diverged", len(cell.diverged)), ("with different settings", _with_wrong_settings(cell))):
+    for state, number in (
+        ("diverged", len(cell.diverged)),
+        ("with different settings", _with_wrong_settings(cell)),
+        (f"finished without a final {cell.measure.name}", _without_value(cell)),
+    ):
         states[state] += number
         states["done"] -= number
     return "no result: " + ", ".join(f"{n} {state}" for state, n in states.items() if n > 0) + "."
@@ -171,6 +176,11 @@ def _no_result(cell: CellResult, analysis: Analysis) -> str:
 def _with_wrong_settings(cell: CellResult) -> int:
     """Return the number of finished runs whose configuration lacks the cell's settings."""
     return sum(run.finished and not run.diverged and bool(run.wrong_overrides) for run in cell.runs)
+
+
+def _without_value(cell: CellResult) -> int:
+    """Return the number of finished runs of the cell's settings that recorded no value of the measure."""
+    return sum(run.finished and not run.diverged and not run.wrong_overrides and run.value is None for run in cell.runs)
 
 
 def _mean_sd(cell: CellResult, digits: int) -> str:
@@ -189,7 +199,7 @@ def contrast_verdict(contrast: Contrast, measure: Measure, worse: str, better: s
         return "no result: runs are missing"
     if contrast.effect.p_joint is None:
         return ONE_SEED
-    if contrast.effect.p_joint > contrast.effect.alpha:
+    if not contrast.decided:
         return neither
     return better if measure.is_better(contrast.effect.mean) else worse
 

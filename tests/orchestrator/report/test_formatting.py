@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ablatrix.orchestrator.report import forest_plot, palette
-from ablatrix.orchestrator.report.formatting import shorten
+from ablatrix.orchestrator.report.formatting import decimals_for, shorten, span_text, usual_decimals
 
 LONG = [f"a_very_long_name_that_someone_wrote_{i}_with_rotary_positions" for i in range(12)]
 TWICE = [f"{'x' * 30}{a}{'y' * 30}{b}{'z' * 20}" for a in "ab" for b in "12"]
@@ -45,6 +45,13 @@ def test_a_combination_of_many_parts_is_shortened_as_a_whole() -> None:
     found = shorten([every, rest, f"{LONG[0]}+{LONG[1]}"], 32)
     assert len(set(found.values())) == 3
     assert max(map(len, found.values())) <= 32
+
+
+def test_small_values_have_the_decimals_that_show_them() -> None:
+    assert [decimals_for(u, size=3.2) for u in (0.02, 0.0012, 1e-15)] == [3, 4, 9]
+    assert decimals_for(2e-11, size=3e-9) == 12
+    assert [usual_decimals(size) for size in (40.0, 3.2, 0.5, 2e-5)] == [4, 4, 4, 8]
+    assert span_text(-2e-11, 3e-13, 12) == "−0.000000000020 to +0.0000000000003"
 
 
 @pytest.mark.parametrize(("width", "name"), [(3.5, "rope"), (7.2, "a_very_long_name_which_makes_a_second_line")])

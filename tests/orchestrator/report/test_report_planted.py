@@ -169,6 +169,51 @@ def test_other_measures_have_their_direction(tmp_path: Path, column: str, higher
     assert column.upper() in verdicts.sentence(analysis.cells["swiglu"], analysis)
 
 
+@pytest.mark.parametrize("seeds", [(1,), FIVE])
+def test_effects_on_a_small_measure_do_not_read_as_0(tmp_path: Path, seeds: tuple[int, ...]) -> None:
+    states = write_study(tmp_path, Plan(features=TWO, seeds=seeds, effects={"swiglu": -0.1}))
+    measure = {"column": "mse", "name": "MSE", "unit": "", "higher_is_better": False}
+    change_record(tmp_path / "study.json", measure=measure)
+    for path in tmp_path.glob("*/summary.json"):
+        change_record(path, measure="mse", final_value=1e-9 * json.loads(path.read_text())["val_nll"])
+    analysis = analyse_folder(tmp_path, states)
+    text = wording.cell_text(analysis.cells["swiglu"], analysis)
+    effect = analysis.cells["swiglu"].effect
+    assert effect
+    assert float(text.effect.replace("−", "-")) == pytest.approx(effect.mean, rel=0.05)
+    assert float(text.value) == pytest.approx(3.1e-9, rel=0.1)
+
+
+@pytest.mark.parametrize(("without", "said"), [((1, 2, 3), "no result: 3 finished"), ((2,), "1 of 3 runs finished")])
+def test_a_run_without_the_measure_is_named(tmp_path: Path, without: tuple[int, ...], said: str) -> None:
+    states = write_study(tmp_path, Plan(features=TWO, effects={"swiglu": -0.3}))
+    for seed in without:
+        path = next(tmp_path.glob(f"rope-seed{seed}-*")) / "summary.json"
+        path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "val_nll"}))
+    analysis = analyse_folder(tmp_path, states)
+    text = verdicts.sentence(analysis.cells["rope"], analysis)
+    assert f"{said} without a final held-out NLL" in text
+    assert "done" not in text
+    assert analysis.cells["swiglu"].verdict is Verdict.HELPS
+
+
+def test_cells_that_are_identical_to_each_other_are_named(tmp_path: Path) -> None:
+    states = write_study(tmp_path, Plan(effects={"swiglu": -0.1}))
+    for seed in (1, 2, 3):
+        one, other = (next(tmp_path.glob(f"{name}-seed{seed}-*")) for name in ("warmup", "cosine"))
+        for name in ("loss.csv", "summary.json"):
+            (other / name).write_bytes((one / name).read_bytes())
+    named = [note for note in notes.notes(analyse_folder(tmp_path, states)) if "Bit-identical" in note]
+    assert len(named) == 1 and named[0].startswith("Bit-identical to each other: warmup and cosine.")
+    path = other / "loss.csv"  # an evaluation on the way tells them apart
+    lines = path.read_text().splitlines()
+    evaluated = next(i for i, line in enumerate(lines) if i and line.split(",")[lines[0].split(",").index("val_loss")])
+    cells = lines[evaluated].split(",")
+    cells[lines[0].split(",").index("val_loss")] = "3.5"
+    path.write_text("\n".join([*lines[:evaluated], ",".join(cells), *lines[evaluated + 1 :]]) + "\n")
+    assert not any("Bit-identical" in note for note in notes.notes(analyse_folder(tmp_path, states)))
+
+
 def test_a_margin_decides_that_there_is_no_effect(tmp_path: Path) -> None:
     plan = Plan(seeds=FIVE, effects={"swiglu": -0.3}, noise=0.004)
     analysis = analyzed(tmp_path, plan, {"margins": [[1.0, 0.02]]})
