@@ -93,6 +93,11 @@ class Forest:
     ends: tuple[str, str] = ("better", "worse")
     first: str = "cell"  # name of the column of labels
 
+    def cut(self, row: ForestRow) -> tuple[bool, bool]:
+        """Return whether an interval of the row goes on beyond the left and beyond the right end of the axis."""
+        ends = [end for bounds in (row.inner, row.outer) if bounds for end in bounds]
+        return any(end < self.limits[0] for end in ends), any(end > self.limits[1] for end in ends)
+
     def place(self, value: float) -> float:
         """Return the position of a value on the axis, from 0 (left) to 1 (right); values outside are clipped."""
         low, high = self.limits

@@ -43,7 +43,10 @@ def effects(analysis: Analysis, headline: str) -> Figure:
         band,
         measure.sides("better", "worse"),
     )
-    return Figure("effects", headline, _effects_caption(analysis), forest=forest)
+    caption = _effects_caption(analysis)
+    if any(any(forest.cut(row)) for row in rows):
+        caption += " Arrow: the interval goes on beyond the axis."
+    return Figure("effects", headline, caption, forest=forest)
 
 
 def ordered(analysis: Analysis) -> list[CellResult]:
@@ -210,7 +213,9 @@ def _contrasts(
         title = f"{title}: {_claim(analysis, contrasts)}"
     axis = f"{label} on {measure.label}" if words == _HELPS else f"{label}, {measure.label}"
     ends = measure.sides(*(words if words == _SYNERGY else ("better", "worse")))
-    head = ("effect", *contrast_columns(len(contrasts)))
+    head: tuple[str, ...] = ("effect", *contrast_columns(len(contrasts)))
+    if not any(row.inner for row in rows):
+        head, rows = head[:2], tuple(replace(row, cells=row.cells[:2]) for row in rows)
     forest = Forest(rows, head, axis, forest_limits(rows), ends=ends, first=first)
     return Figure(name, title, caption, forest=forest)
 

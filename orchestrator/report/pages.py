@@ -17,7 +17,7 @@ from markupsafe import escape as escape_html
 
 from ablatrix.orchestrator.report import palette
 from ablatrix.orchestrator.report.content import Block, Folded, Section
-from ablatrix.orchestrator.report.figure_data import Figure, Forest, Line
+from ablatrix.orchestrator.report.figure_data import Figure, Forest, ForestRow, Line
 from ablatrix.trainer.rundir.console import visible
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -79,6 +79,7 @@ def _template(name: str, escape: Callable[[str], str]) -> Template:
         "percent": lambda value, forest: f"{100 * forest.place(value):.2f}%",
         "share": lambda band, forest: f"{100 * (forest.place(band) - forest.place(-band)):.2f}%",
         "ticks": label_ticks,
+        "cut_ends": cut_ends,
         "with_code": mark_code,
         "paragraph": escape_paragraph,
         "fenced": fence,
@@ -91,6 +92,12 @@ def _template(name: str, escape: Callable[[str], str]) -> Template:
 def label_ticks(forest: Forest) -> list[tuple[float, str]]:
     """Return the ticks of a forest plot's axis with their labels, without those that would leave the axis."""
     return [(tick, text) for tick, text in palette.label_ticks(forest.limits) if 0.03 < forest.place(tick) < 0.97]
+
+
+def cut_ends(row: ForestRow, forest: Forest) -> list[tuple[str, str]]:
+    """Return (place, path) of an arrow head for each end of the intervals that the axis does not show."""
+    arrows = ("0%", "M0 0L6 -4V4Z"), ("100%", "M0 0L-6 -4V4Z")
+    return [arrow for arrow, cut in zip(arrows, forest.cut(row), strict=True) if cut]
 
 
 def mark_code(text: str) -> Markup:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import textwrap
 from collections.abc import Sequence
 from dataclasses import replace
@@ -26,6 +27,12 @@ PANEL, PANEL_LEFT, PANEL_RIGHT, PANEL_BELOW, PANEL_ABOVE = 1.75, 0.6, 1.15, 0.45
 WITH_TITLE = 3.1  # height that a title is kept together with
 TIGHT_ROW, MANY_ROWS = 0.185, 16  # from this many rows on, rows are closer together
 LETTER = 0.53  # mean width of a letter, relative to the font size
+
+
+class Wrapper(textwrap.TextWrapper):
+    """Wraps text, also within names, such as after an underscore."""
+
+    wordsep_simple_re = re.compile(r"(\s+|(?<=\w[_+/@])(?=\w))")
 
 
 class Layout:
@@ -61,7 +68,8 @@ class Layout:
     def text(self, text: str, size: float, after: float = 0.1, **style: Any) -> None:
         """Write a paragraph; its lines may continue on the next page."""
         bold = 1.12 if style.get("weight") == "bold" else 1.0
-        for line in textwrap.wrap(visible(text), int(INNER * 72 / (LETTER * bold * size)), break_on_hyphens=False):
+        wrapper = Wrapper(int(INNER * 72 / (LETTER * bold * size)), break_on_hyphens=False)
+        for line in wrapper.wrap(visible(text)):
             y = self.take(1.35 * size / 72)
             self.page.text(MARGIN / WIDTH, y / HEIGHT, line, fontsize=size, va="bottom", **{"color": INK, **style})
         self.top -= after

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from ablatrix.orchestrator.study.metric import Measure
 
 MATCHED = 0.01  # parameter counts within 1% count as matched
-ONE_SEED = "one seed only, so no conclusion can be drawn"
+ONE_SEED_WORD = "one seed only"
+ONE_SEED = f"{ONE_SEED_WORD}, so no conclusion can be drawn"
 
 
 def word(cell: CellResult, analysis: Analysis) -> str:
@@ -86,7 +87,7 @@ def _no_claim(cell: CellResult, analysis: Analysis) -> tuple[str, str]:
     if cell.pending:
         return "pending", cell.pending
     if cell.effect is None or cell.effect.p_joint is None:
-        return "one seed only", ONE_SEED
+        return ONE_SEED_WORD, ONE_SEED
     return "not tested", f"not tested: the tests of this design are its {tested_tables(analysis)}"
 
 
@@ -198,7 +199,7 @@ def contrast_verdict(contrast: Contrast, measure: Measure, worse: str, better: s
     if contrast.effect is None:
         return "no result: runs are missing"
     if contrast.effect.p_joint is None:
-        return ONE_SEED
+        return ONE_SEED_WORD
     if not contrast.decided:
         return neither
     return better if measure.is_better(contrast.effect.mean) else worse

@@ -137,8 +137,10 @@ def _main_effects(analysis: Analysis) -> str:
         pairs = [(c.name, c.effect.mean) for c in found if c.effect]
         if word in ("helps", "hurts"):
             parts += [f"{_effects(pairs, analysis)} {_verb(word, len(pairs))}."] if pairs else []
-        else:
-            parts.append(f"{join_names([shown[c.name] for c in found], NAMED)}: {word}.")
+        elif found:
+            word = verdicts.ONE_SEED if word == verdicts.ONE_SEED_WORD else word
+            names = f"{join_names([shown[c.name] for c in found], NAMED)}: "
+            parts.append(f"{'' if len(found) == len(analysis.main_effects) else names}{word}.")
     return f"Main effects: {' '.join([*parts, *_interactions(analysis)])}"
 
 
@@ -209,7 +211,9 @@ def _others(analysis: Analysis, verdict: Verdict) -> str:
     reasons = {verdicts.no_claim(cell, analysis) for cell in cells} if verdict is Verdict.NO_CLAIM else set()
     words = verdicts.word(cells[0], analysis) if verdict is Verdict.NO_EFFECT else OTHERS[verdict]
     words = reasons.pop() if len(reasons) == 1 else words
-    return f"{words[:1].upper()}{words[1:]}." if len(cells) == len(analysis.compared) > 1 else f"{names}: {words}."
+    if verdict is Verdict.NO_CLAIM and len(cells) == len(analysis.compared):
+        return f"{words[:1].upper()}{words[1:]}."
+    return f"{names}: {words}."
 
 
 # ---- the A/A check ---------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from rich.text import Text
 from ablatrix.trainer.rundir.console import visible
 
 WRAPPED_WIDTH = 24  # least width of a wrapped cell, in characters
-EMPTY = ("", "-", "unknown")
+EMPTY = ("", "-", "\N{EM DASH}", "unknown")
 
 Row = Mapping[str, str]  # heading -> cell
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from itertools import combinations
@@ -15,7 +16,7 @@ import pytest
 from ablatrix.orchestrator.report import forests, methods, notes, sequential, verdicts, wording
 from ablatrix.orchestrator.report.analysis import Analysis
 from ablatrix.orchestrator.report.decisions import Verdict, fisher_p
-from tests.support.reports import analyse_folder
+from tests.support.reports import analyse_folder, write_html
 from tests.support.studies import FEATURES, Plan, change_record, write_study
 
 FIVE = (1, 2, 3, 4, 5)
@@ -276,3 +277,27 @@ def test_nobody_is_advised_to_add_seeds(tmp_path: Path) -> None:
     texts += [*notes.notes(analysis), *methods.paragraphs(analysis)]
     assert not any("more seeds" in text or "power" in text for text in texts)
     assert np.isfinite(analysis.noise or np.nan)
+
+
+def test_one_comparison_is_not_called_corrected(tmp_path: Path) -> None:
+    two = {"swiglu": FEATURES["swiglu"]}
+    analysis = analyzed(tmp_path, Plan(features=two, cells={"baseline": [], "swiglu": ["swiglu"]}))
+    texts = [verdicts.sentence(analysis.cells["swiglu"], analysis), forests.effects(analysis, "").caption]
+    for text in (*texts, *methods.paragraphs(analysis), analysis.p_name):
+        assert not re.search(r"comparison|corrected|simultaneous", text), text
+
+
+def test_an_interval_that_leaves_the_axis_ends_in_an_arrow_and_both_sides_of_0_have_room(tmp_path: Path) -> None:
+    states = write_study(tmp_path, Plan(seeds=FIVE, effects={"swiglu": -0.1}))
+    (path,) = tmp_path.glob("rope-seed3-*/summary.json")
+    change_record(path, val_nll=json.loads(path.read_text())["val_nll"] + 2.0)
+    analysis = analyse_folder(tmp_path, states)
+    drawn = forests.effects(analysis, "")
+    assert drawn.forest
+    low, high = drawn.forest.limits
+    assert {row.label: drawn.forest.cut(row) for row in drawn.forest.rows}["rope"] == (False, True)
+    assert drawn.caption.endswith("Arrow: the interval goes on beyond the axis.")
+    assert write_html(analysis).count('class="cut"') == 1
+    assert min(-low, high) >= forests.LEAST_SIDE * (high - low) * (1 - 1e-9)
+    low, high = forests.beside_zero(-1.0, 0.01)
+    assert (low, high) == (-1.0, pytest.approx(1 / 3))
