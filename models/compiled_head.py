@@ -1,10 +1,12 @@
-"""The output head's loss with compiled kernels: in float32 for narrow models, in bfloat16 on processors with AMX.
+"""The output head's loss with compiled kernels: in float32 up to a width, in bfloat16 on processors with AMX.
 
 torch's matrix products are slow at inner dimensions as small as 48, and each pass over a tile of the logits costs as
 much as a product. Here a tile is multiplied, exponentiated and summed in registers or in the L1 cache.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
@@ -16,8 +18,12 @@ from ablatrix.models.native import address
 
 FLOAT32 = "compiled_head"
 BFLOAT16 = ("amx_head", "-mavx512bf16", "-mamx-tile", "-mamx-bf16")
-# torch's products are faster for wider heads; in bfloat16 without AMX, only narrow heads use the kernels, in float32
-MAX_WIDTH = {torch.float32: 384, torch.bfloat16: 64}
+# torch's products are faster for wider heads. Without AMX, bfloat16 heads use the kernels in float32; with AVX2 torch's
+# bfloat16 products are at least 20 times slower.
+MAX_WIDTH: dict[str, dict[torch.dtype, float]] = {
+    "AVX512": {torch.float32: 384, torch.bfloat16: 64},
+    "AVX2": {torch.float32: 768, torch.bfloat16: math.inf},
+}
 MIN_WORDS = 8192  # smaller vocabularies are not worth the second that compiling takes
 
 
@@ -26,11 +32,12 @@ def find(weight: Tensor, dtype: torch.dtype) -> type[CompiledHeadLoss | AmxHeadL
     words, width = weight.shape
     if words < MIN_WORDS or weight.dtype != torch.float32 or not weight.is_contiguous() or width % 16:
         return None
-    if dtype == torch.bfloat16 and torch.backends.cpu.get_cpu_capability() == "AVX512":
+    if dtype == torch.bfloat16 and native.vectors() == "AVX512":
         library = native.load(*BFLOAT16)
         if library and library.amx_request():
             return AmxHeadLoss
-    return CompiledHeadLoss if width <= MAX_WIDTH.get(dtype, 0) and native.load(FLOAT32) else None
+    fast = width <= MAX_WIDTH.get(native.vectors(), {}).get(dtype, 0)
+    return CompiledHeadLoss if fast and native.load(FLOAT32) else None
 
 
 class CompiledHeadLoss(TiledHeadLoss):

@@ -30,15 +30,19 @@ def use(folder: Path | None) -> None:
     _folder = folder
 
 
+def vectors() -> str:
+    """Return torch's name for the vectors of this processor; a key of VECTORS if the kernels can be compiled for it."""
+    return torch.backends.cpu.get_cpu_capability()
+
+
 def load(name: str, *flags: str) -> ctypes.CDLL | None:
     """Return the kernels of `name`.cpp; None if they cannot be used (no folder, no AVX2 or no g++).
 
     Others may be able to write to the folder: a library that this user does not own is not loaded.
     """
-    vectors = VECTORS.get(torch.backends.cpu.get_cpu_capability())
-    if _folder is None or vectors is None:
+    if _folder is None or vectors() not in VECTORS:
         return None
-    return _load(_folder, name, (*FLAGS, *vectors, *flags))
+    return _load(_folder, name, (*FLAGS, *VECTORS[vectors()], *flags))
 
 
 @functools.cache

@@ -6,7 +6,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-import torch
 
 from ablatrix.models import native
 
@@ -14,6 +13,6 @@ from ablatrix.models import native
 @pytest.fixture(scope="session")
 def kernels(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of the compiled kernels; skips where they cannot be used."""
-    if torch.backends.cpu.get_cpu_capability() not in native.VECTORS or not shutil.which("g++"):
+    if native.vectors() not in native.VECTORS or not shutil.which("g++"):
         pytest.skip("needs AVX2 and g++")
     return tmp_path_factory.mktemp("kernels")

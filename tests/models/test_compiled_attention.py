@@ -36,7 +36,7 @@ def check(tolerance: float, *args: object) -> None:
         assert float((ours - theirs).abs().max()) <= tolerance * float(theirs.abs().max())
 
 
-@pytest.mark.parametrize(("length", "width"), [(128, 16), (129, 32), (200, 48), (256, 64)])
+@pytest.mark.parametrize(("length", "width"), [(128, 16), (129, 32), (200, 48), (256, 64), (515, 16)])
 @pytest.mark.parametrize("pdrop", [0.0, 0.1, 0.9])
 @pytest.mark.parametrize("alibi", [False, True])
 @pytest.mark.parametrize("drawn_by", ["window", "block"])
