@@ -294,9 +294,10 @@ def _legend(canvas: Canvas, figure: Figure, columns: int, longest: int) -> None:
     # matplotlib fills columns; people read rows
     entries = [figure.legend[i] for c in range(columns) for i in range(c, len(figure.legend), columns)]
     handles = []
+    scattered = all(len(line.series.x) == 1 for panel in figure.panels for line in panel.lines)
     for _, index in entries:
         color, dash, marker = style(index)
-        handles.append(Line2D([], [], color=color, linestyle=dash, marker=marker))
+        handles.append(Line2D([], [], color=color, linestyle="" if scattered else dash, marker=marker))
     legend = canvas.legend(
         handles,
         ["x"] * len(entries),
@@ -304,7 +305,7 @@ def _legend(canvas: Canvas, figure: Figure, columns: int, longest: int) -> None:
         ncols=columns,
         borderaxespad=0,
         columnspacing=1.2,
-        handlelength=2.6,
+        handlelength=1.0 if scattered else 2.6,
     )
     names = shorten((name for name, _ in entries), longest)
     for text, (name, _) in zip(legend.get_texts(), entries, strict=True):

@@ -77,7 +77,7 @@ def headline(analyses: Sequence[Analysis]) -> str:
         for c in found
         if c.effect and c.effect.at_least is not None
     ]
-    between = f"{names[1]} − {names[0]}: " if len(names) == 2 else "Differences: "
+    between = f"{names[1]} differs from {names[0]} in the " if len(names) == 2 else "Differences in the "
     none = "No difference between the studies is significant."
     parts = [f"{between}{formatting.join_names(shown)}." if shown else none] if found else []
     return " ".join([*parts, *(f"{name}: {wording.headline(a)}" for name, a in zip(names, analyses, strict=True))])
