@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
 
+from ablatrix.orchestrator.study.matrix import first_of_cells
 from ablatrix.trainer.rundir import loss_csv, run_files
 from ablatrix.trainer.rundir.console import count
 from ablatrix.trainer.rundir.errors import UserError
@@ -29,9 +30,9 @@ def hours_per_run(
     step time of the smoke test, first step excluded; they then do not include start-up and evaluations.
     """
     wall = dict(finished)
-    for run in runs:
-        if run.cell not in wall and run.config.steps and (step := _seconds_per_step(folder / SMOKE, run.cell)):
-            wall[run.cell] = step * run.config.steps / 3600
+    for cell, run in first_of_cells(runs).items():
+        if cell not in wall and run.config.steps and (step := _seconds_per_step(folder / SMOKE, cell)):
+            wall[cell] = step * run.config.steps / 3600
     share = devices_per_run(experiment.slurm)
     return {cell: hours * share for cell, hours in wall.items()}
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,8 +49,9 @@ class CommandConfig:
         text = json.dumps([*decisive, passed, seed], sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 
-    def with_seed(self, seed: int) -> CommandConfig:
-        return replace(self, seed=seed)
+    def with_seeds(self, seeds: Sequence[int]) -> Iterator[tuple[CommandConfig, str]]:
+        for config in (replace(self, seed=seed) for seed in seeds):
+            yield config, config.fingerprint()
 
     def shortened(self, steps: int) -> CommandConfig:
         return replace(self, stop_after=steps)

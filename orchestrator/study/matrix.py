@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import TYPE_CHECKING
 
 from ablatrix.orchestrator.study import dotted, field_checks, forecast, run_config, scale_checks
@@ -33,13 +32,19 @@ class Run:
     features: Labels
     overrides: Overrides  # the features' settings over the base, plus the tuned setting
     config: Config
+    fingerprint: str  # of the configuration
     tune: Tuning | None = None  # what the study tunes
     size: str = ""  # on the scale axis
 
-    @cached_property
+    @property
     def id(self) -> str:
         """The name of the run's folder."""
-        return f"{self.cell}-seed{self.seed}-{self.config.fingerprint()}"
+        return f"{self.cell}-seed{self.seed}-{self.fingerprint}"
+
+    def shortened(self, steps: int) -> Run:
+        """Return the run trained for only a few steps, for smoke tests."""
+        config = self.config.shortened(steps)
+        return replace(self, config=config, fingerprint=config.fingerprint())
 
 
 def first_of_cells(runs: Sequence[Run]) -> dict[str, Run]:
@@ -81,12 +86,15 @@ def runs(loaded: Loaded, vocabulary: Vocabulary, follow_corpus: FollowCorpus = w
     if experiment.tune:
         return _tuned_runs(loaded, planned[0][1][1:], seeds, vocabulary, follow_corpus)
     _require_few(loaded, len(designed) * len(seeds) * len(sizes))
-    return [
-        Run(cell.name, seed, cell.features, one.overrides, one.config.with_seed(seed + cell.seed_shift), size=size.name)
-        for size, found in planned
-        for one, cell in ((one, one.cell) for one in found[1:])
-        for seed in seeds
-    ]
+    return [run for size, found in planned for one in found[1:] for run in _with_seeds(one, seeds, size=size.name)]
+
+
+def _with_seeds(one: _Planned, seeds: Sequence[int], tune: Tuning | None = None, size: str = "") -> Iterator[Run]:
+    """Yield the runs of a cell."""
+    cell = one.cell
+    configs = one.config.with_seeds([seed + cell.seed_shift for seed in seeds])
+    for seed, (config, fingerprint) in zip(seeds, configs, strict=True):
+        yield Run(cell.name, seed, cell.features, one.overrides, config, fingerprint, tune, size)
 
 
 def _tuned_runs(
@@ -114,9 +122,8 @@ def _tuned_runs(
             except ConfigError as error:
                 faults |= {fault: f"{loaded.at('tune')}tune: {fault}" for fault in error.problems}
                 continue
-            name = tune.name(cell.name, value)
-            each = tune.seeds_at(value, seeds)
-            found += [Run(name, seed, cell.features, tuned, config.with_seed(seed), tune) for seed in each]
+            named = replace(cell, name=tune.name(cell.name, value), seed_shift=0)
+            found += _with_seeds(_Planned(named, tuned, config), tune.seeds_at(value, seeds), tune)
     if faults:
         raise ConfigError(list(faults.values()))
     return found

@@ -5,7 +5,7 @@ For a command, only its settings and what `metrics:` says are known; everything 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
@@ -27,8 +27,8 @@ class Config(Protocol):
     def fingerprint(self) -> str:
         """Return the first 8 hex digits of the SHA-256 of everything that affects the result."""
 
-    def with_seed(self, seed: int) -> Self:
-        """Return the same configuration with a different seed."""
+    def with_seeds(self, seeds: Sequence[int]) -> Iterator[tuple[Self, str]]:
+        """Yield the same configuration with each of these seeds, and its fingerprint."""
 
     def shortened(self, steps: int) -> Self:
         """Return the same configuration trained for only a few steps, for smoke tests."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -18,8 +19,9 @@ if TYPE_CHECKING:
 class TrainerRunConfig(RunConfig):
     """A resolved configuration of our trainer; see `run_config.Config`."""
 
-    def with_seed(self, seed: int) -> Self:
-        return self.model_copy(update={"system": self.system.model_copy(update={"seed": seed})})
+    def with_seeds(self, seeds: Sequence[int]) -> Iterator[tuple[Self, str]]:
+        for seed, fingerprint in zip(seeds, self.fingerprints(seeds), strict=True):
+            yield self.model_copy(update={"system": self.system.model_copy(update={"seed": seed})}), fingerprint
 
     def shortened(self, steps: int) -> Self:
         update = {**optimization.shortened(self.trainer, steps), "log_interval": 1, "eval_tokens": 1}

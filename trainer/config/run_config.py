@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from pydantic import Field, field_validator
@@ -135,21 +134,28 @@ class RunConfig(Section):
         """Return the first 8 hex digits of the SHA-256 of `identity()`."""
         return self._digest(self.identity())
 
+    def fingerprints(self, seeds: Iterable[int]) -> Iterator[str]:
+        """Yield the fingerprint of this configuration with each of these seeds."""
+        return run_hash.digests(self._without_added(self.identity()), seeds)
+
     def fingerprint_until(self, step: int) -> str:
         """Return the fingerprint of `identity_until(step)`; two runs with equal ones can share checkpoints up to it."""
         return self._digest(self.identity_until(step))
 
     def _digest(self, identity: dict[str, Any]) -> str:
+        return run_hash.digest(self._without_added(identity))
+
+    def _without_added(self, identity: dict[str, Any]) -> dict[str, Any]:
         for section, names in ADDED.items():
             fields = type(getattr(self, section)).model_fields
             for name in names:
                 if identity[section][name] == fields[name].default:
                     del identity[section][name]
-        return run_hash.digest(identity)
+        return identity
 
     def to_json(self) -> str:
         """Return the content of config.json."""
-        return json.dumps(self.model_dump(mode="json"), indent=2) + "\n"
+        return self.model_dump_json(indent=2) + "\n"
 
 
 def _name_or_place(name: str) -> str:

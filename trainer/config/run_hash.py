@@ -5,13 +5,29 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 
 def digest(identity: dict[str, Any]) -> str:
     """Return the first 8 hex digits of the SHA-256 of an identity."""
-    text = json.dumps(identity, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return _hash(_canonical(identity))
+
+
+def digests(identity: dict[str, Any], seeds: Iterable[int]) -> Iterator[str]:
+    """Yield the `digest` of an identity with each of these seeds, writing the rest of it as JSON once."""
+    parts = {name: _canonical(identity[name]) for name in sorted(identity)}
+    for seed in seeds:
+        parts["system"] = _canonical({**identity["system"], "seed": seed})
+        yield _hash("{" + ",".join(f'"{name}":{part}' for name, part in parts.items()) + "}")
+
+
+def _canonical(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def _hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
@@ -32,8 +48,8 @@ def normalize_path(path: str) -> str:
     """
     if not path:
         return path
-    full, here = os.path.abspath(path), str(Path.cwd())
-    for candidate in (full, os.path.realpath(full)):  # the working folder may have been reached through a link
-        if candidate.startswith(here.rstrip(os.sep) + os.sep):
-            return os.path.relpath(candidate, here)
-    return full
+    here = str(Path.cwd()).rstrip(os.sep) + os.sep
+    for canonical in (os.path.abspath, os.path.realpath):  # the working folder may have been reached through a link
+        if (full := canonical(path)).startswith(here):
+            return full.removeprefix(here)
+    return os.path.abspath(path)

@@ -263,7 +263,7 @@ def test_a_large_corpus_is_checked_at_its_beginning(
     path = tmp_path / "data.jsonl"
     path.write_bytes(RAW + b"not json\n" * 20)
     flags = [f"--data.file_path={path}", "--data.tokenizer=sample", f"--system.cache_dir={offline_cache}"]
-    run = Run("baseline", 1, (), {}, from_flags(flags))
+    run = Run("baseline", 1, (), {}, from_flags(flags), "")
     (tmp_path / "s.yaml").write_text(f"name: s\nbase:\n  data: {{tokenizer: sample, file_path: {path}}}\n")
     loaded = load_experiment(tmp_path / "s.yaml")
     (warning, *_) = data_preflight.check_corpora(loaded, [run])
