@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ablatrix.trainer.rundir import hardware
 from ablatrix.trainer.rundir.cpus import allotted_cores
 from ablatrix.trainer.rundir.errors import UserError
-from ablatrix.trainer.rundir.files import is_own
+from ablatrix.trainer.rundir.owners import is_own
 
 if TYPE_CHECKING:
     import torch

@@ -14,7 +14,7 @@ from ablatrix.orchestrator.slurm.sbatch import job_options, srun_options
 from ablatrix.orchestrator.store.study_dir import LOGS
 from ablatrix.orchestrator.study.sbatch_options import minutes
 from ablatrix.trainer.rundir.errors import UserError
-from ablatrix.trainer.rundir.files import make_private_folder
+from ablatrix.trainer.rundir.owners import make_private_folder
 
 
 class SubmititLauncher:

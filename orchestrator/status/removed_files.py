@@ -105,9 +105,9 @@ def _report(study: Study) -> Iterator[str]:
 
 def _snapshots(study: Study) -> Iterator[str]:
     folders = [run.folder for run in study.runs]
-    store, modules = study_dir.snapshot_store(study.folder), code_snapshot.own_modules_of(folders)
+    store = study_dir.snapshot_store(study.folder)
     for name, has_patch in sorted(provenance.snapshots_of(folders).items()):
-        removed = code_snapshot.removed_files(store / name, modules)
+        removed = code_snapshot.removed_files(store / name, folders)
         if removed is None:
             yield f"a file of the code snapshot {store / name} (of code that has changed)"
         elif removed:

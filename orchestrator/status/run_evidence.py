@@ -13,6 +13,7 @@ from ablatrix.orchestrator.status import device_hours, removed_files
 from ablatrix.orchestrator.store import run_facts, shared_fs, submit_attempts
 from ablatrix.trainer.rundir import loss_digest, processes, run_files
 from ablatrix.trainer.rundir.events import read_events
+from ablatrix.trainer.rundir.files import list_folder
 
 if TYPE_CHECKING:
     from ablatrix.orchestrator.status.device_hours import Use
@@ -40,18 +41,25 @@ class RunEvidence:
     max_iters: int
     missing: tuple[str, ...]
     altered: str = ""
+    has_rows: bool = False  # True if there is a loss.csv
     uses: tuple[Use, ...] = ()  # of all attempts
 
     @classmethod
     def read(cls, run: StudyRun) -> RunEvidence:
-        """Read a run's folder. Raises OSError if a file cannot be read."""
+        """Read a run's folder. Raises OSError if a file cannot be read.
+
+        Only files in its listing are opened. It is listed after the events are read, because a run writes its summary
+        before the event `finished`.
+        """
         events = read_events(run.folder, certain=True, newest_only=("heartbeat", "checkpoint"))
         start = max((i for i, event in enumerate(events) if event["event"] == "submitting"), default=0)
         latest = [event for event in events[start:] if event["event"] != "submitting"]
         queued = next((event for event in reversed(latest) if event["event"] == "queued"), None)
         known = max((e.get("attempt", 0) for e in latest if e["event"] in ("queued", "unqueued")), default=0)
-        attempt = max(submit_attempts.newest(run.folder), known)  # a purge may have removed the claims
-        summary = run_facts.read_summary(run.folder)
+        there = list_folder(run.folder)
+        claimed = submit_attempts.newest(run.folder) if submit_attempts.FOLDER in there else 0
+        attempt = max(claimed, known)  # a purge may have removed the claims
+        summary = run_facts.read_summary(run.folder) if run_files.SUMMARY in there else None
         return cls(
             run,
             summary,
@@ -59,9 +67,10 @@ class RunEvidence:
             queued,
             attempt,
             submit_attempts.read(run.folder, attempt) if attempt > known else None,
-            run_facts.planned_steps(run.folder, summary),
+            run_facts.planned_steps(run.folder, summary) if summary or run_files.CONFIG in there else 0,
             removed_files.of_run(run.folder, events) if summary else (),
             loss_digest.find_change(run.folder, summary) if summary else "",
+            run_files.LOSS in there,
             tuple(device_hours.uses_of(run.id, events)),
         )
 

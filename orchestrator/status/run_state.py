@@ -37,6 +37,7 @@ class RunState:
     job: Literal["", "gone", "unknown"] = ""  # gone: not in Slurm's queue; unknown: Slurm does not answer
     confirmed: bool = False  # True if the queue shows our token on this job, or the trainer recorded its id
     attempt: int = 0  # newest submit attempt
+    unrecorded: bool = False  # True if the job is known, but not from an event of the submit that queued it
     requeued: bool = False  # True if stopped and in the queue again
     missing: tuple[str, ...] = ()  # files of the finished run that have been removed
     altered: str = ""  # how loss.csv differs from what the run wrote

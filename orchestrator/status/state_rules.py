@@ -66,7 +66,7 @@ def _initial(evidence: RunEvidence) -> RunState:
         job_id=evidence.job_id if evidence.queued else "",
         node=evidence.node,
         uses=evidence.uses,
-        **run_progress.read(evidence.run.folder, evidence.max_iters),
+        **(run_progress.read(evidence.run.folder, evidence.max_iters) if evidence.has_rows else {}),
     )
 
 
@@ -85,7 +85,7 @@ def _judge_claim(state: RunState, evidence: RunEvidence, queue: JobIndex) -> Run
     job_id = job.id if job else evidence.job_id
     if job_id:
         queued = {"launcher": "slurm", "job_id": job_id, "token": claim.token}
-        return judge(replace(evidence, claim=None, queued=queued), queue)
+        return replace(judge(replace(evidence, claim=None, queued=queued), queue), unrecorded=True)
     if evidence.last_event in ALIVE:
         return _judge_process(state, evidence)
     silent = not queue.answered and commands.available()

@@ -13,7 +13,7 @@ from ablatrix.orchestrator.slurm.scheduler import Scheduler
 from ablatrix.orchestrator.status import state_rules, vanished_jobs
 from ablatrix.orchestrator.status.run_evidence import RunEvidence
 from ablatrix.orchestrator.store import selected_cluster
-from ablatrix.trainer.rundir.files import is_own, owner_name
+from ablatrix.trainer.rundir.owners import is_own, owner_name
 
 if TYPE_CHECKING:
     from ablatrix.orchestrator.status.run_state import RunState

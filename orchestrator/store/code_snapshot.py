@@ -16,16 +16,8 @@ from ablatrix.orchestrator.study import secrets
 from ablatrix.orchestrator.study.command import HELPER
 from ablatrix.trainer.rundir import run_files
 from ablatrix.trainer.rundir.errors import RunError
-from ablatrix.trainer.rundir.files import (
-    atomic_write,
-    create,
-    is_own,
-    make_folder,
-    owner_name,
-    personal,
-    read_bytes,
-    require_folder,
-)
+from ablatrix.trainer.rundir.files import atomic_write, create, make_folder, read_bytes, require_folder
+from ablatrix.trainer.rundir.owners import is_own, owner_name, personal
 from ablatrix.trainer.rundir.program import ROOT
 
 PACKAGE = "ablatrix"
@@ -95,16 +87,17 @@ def _digest(files: Mapping[str, bytes]) -> str:
     return digest.hexdigest()[:16]
 
 
-def removed_files(snapshot: Path, modules: Iterable[str] = ()) -> list[str] | None:
+def removed_files(snapshot: Path, runs: Iterable[Path] = ()) -> list[str] | None:
     """Return the files that were removed from a snapshot or changed in it; [] if its content matches its name.
 
-    None if it does not match but the files are unknown because the running code has changed since.
+    None if it does not match but the files are unknown because the running code has changed since. runs: folders of
+    runs whose own modules the snapshot may contain.
     """
     names = [str(p.relative_to(snapshot)) for p in snapshot.rglob("*") if p.is_file() and p.suffix != ".pyc"]
     contents = {name: content for name in names if (content := _content(snapshot / name)) is not None}
     if len(contents) == len(names) and _digest(contents) == snapshot.name:
         return []
-    files = _running_code(modules)
+    files = _running_code(own_modules_of(runs))
     return _different(snapshot, files) if _digest(files) == snapshot.name else None
 
 

@@ -49,17 +49,17 @@ def collect(code: Path) -> dict[str, Any]:
     }
 
 
-def write(folder: Path, shared: Mapping[str, Any], command: Sequence[str]) -> None:
-    """Write a run's provenance.json, keeping facts that were added before. Raises OSError."""
+def write(
+    folder: Path, shared: Mapping[str, Any], command: Sequence[str], facts: Mapping[str, Any] | None = None
+) -> None:
+    """Write a run's provenance.json with these facts and those that were added before. Raises OSError."""
     before = _read(folder)
-    _replace(folder, {"command": list(command), **shared, **{name: before[name] for name in FACTS if name in before}})
+    kept = {name: before[name] for name in FACTS if name in before}
+    _replace(folder, {"command": list(command), **shared, **kept, **(facts or {})})
 
 
 def add_facts(folder: Path, facts: Mapping[str, Any]) -> None:
-    """Record facts about one run, such as its corpus fingerprint, when the run is planned. Raises OSError.
-
-    Another process may queue the run later.
-    """
+    """Record facts about one run, such as its corpus fingerprint, for the process that queues it. Raises OSError."""
     before = _read(folder)
     if {**before, **facts} != before:
         _replace(folder, {**before, **facts})

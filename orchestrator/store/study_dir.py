@@ -23,7 +23,8 @@ from ablatrix.orchestrator.study.notify_settings import Notify  # noqa: TC001 (p
 from ablatrix.orchestrator.study.tuning import Tuning  # noqa: TC001 (pydantic reads the annotation)
 from ablatrix.trainer.rundir import run_files
 from ablatrix.trainer.rundir.errors import RunError, UserError
-from ablatrix.trainer.rundir.files import atomic_write, is_own, make_folder, owner_name, personal, read_text_strict
+from ablatrix.trainer.rundir.files import atomic_write, make_folder, read_text_strict
+from ablatrix.trainer.rundir.owners import is_own, owner_name, personal
 from ablatrix.trainer.rundir.program import program
 
 STUDY = "study.json"
@@ -129,7 +130,7 @@ class Study:
 
 
 _RECORD = TypeAdapter(Study)  # study.json
-Origins = Callable[[Run], dict[str, str]]  # run -> which file and line, feature or flag set each of its values
+Origins = Callable[[Run], str]  # run -> the content of its origins.json
 
 
 def create_study(
@@ -259,7 +260,7 @@ def _write_config(folder: Path, run: Run, files: Mapping[str, str], origins: Ori
 
 
 def _write_origins(folder: Path, run: Run, origins: Origins) -> None:
-    atomic_write(folder / ORIGINS, json.dumps(origins(run), indent=1) + "\n", durable=False)
+    atomic_write(folder / ORIGINS, origins(run), durable=False)
 
 
 def read_plan(folder: Path) -> dict[str, Any]:

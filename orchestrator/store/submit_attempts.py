@@ -20,7 +20,8 @@ from pathlib import Path
 from ablatrix.orchestrator.store import shared_fs
 from ablatrix.orchestrator.study import env_settings
 from ablatrix.trainer.rundir import claims, run_files
-from ablatrix.trainer.rundir.files import atomic_write, create, make_folder, owner_name
+from ablatrix.trainer.rundir.files import atomic_write, create, make_folder
+from ablatrix.trainer.rundir.owners import owner_name
 
 FOLDER = run_files.QUEUE
 # Seconds after which a claim without a known job is void; by then every sbatch has answered or timed out

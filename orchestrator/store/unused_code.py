@@ -12,7 +12,8 @@ from pathlib import Path
 from ablatrix.orchestrator.store import code_snapshot, shared_fs
 from ablatrix.orchestrator.store.study_dir import LOGS, STUDY
 from ablatrix.trainer.rundir import run_files
-from ablatrix.trainer.rundir.files import is_own, read_bytes
+from ablatrix.trainer.rundir.files import read_bytes
+from ablatrix.trainer.rundir.owners import is_own
 
 _CODE = re.compile(r"\b[0-9a-f]{16}\b")
 UNUSED_SECONDS = 3600.0  # a submit uses its snapshot within seconds of taking it

@@ -55,12 +55,16 @@ def find(folder: Path, runs: Iterable[Run]) -> dict[str, EarlierRun]:
     found, inputs = {}, changed_inputs.Inputs()
     for run in runs:
         others = [name for name in names.get(run.id.rpartition("-")[0], ()) if name != run.id]
-        started = (folder / run.id / run_files.SUMMARY).exists() or run_files.list_checkpoints(folder / run.id)
-        if others and not started:
+        if others and not _has_started(folder / run.id):
             candidates = [earlier for name in others if (earlier := _compare(folder / name, run, inputs))]
             if candidates:
                 found[run.id] = max(candidates, key=lambda earlier: (earlier.start or 0, -len(earlier.changes)))
     return found
+
+
+def _has_started(folder: Path) -> bool:
+    """True if a run has a result or a checkpoint."""
+    return (folder / run_files.SUMMARY).exists() or bool(run_files.list_checkpoints(folder))
 
 
 def _compare(folder: Path, run: Run, inputs: changed_inputs.Inputs) -> EarlierRun | None:

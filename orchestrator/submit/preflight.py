@@ -51,6 +51,20 @@ def vocabulary(config: RunConfig) -> tuple[int, int | None]:
         raise
 
 
+class Vocabularies:
+    """The vocabularies of the tokenizers of a study; each is looked up once."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[str, str, str], tuple[int, int | None]] = {}
+
+    def of(self, config: RunConfig) -> tuple[int, int | None]:
+        """Return `vocabulary` of a configuration. Raises OfflineCacheError."""
+        key = config.data.tokenizer, config.data.sampling, config.system.cache_dir
+        if key not in self._known:
+            self._known[key] = vocabulary(config)
+        return self._known[key]
+
+
 def check_study(loaded: Loaded, runs: Sequence[Run], launcher: str, chosen: Sequence[Run]) -> list[str]:
     """Return lines that describe the corpora, and warnings. Raises ConfigError with every finding.
 

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from ablatrix.orchestrator.store.study_dir import Study
     from ablatrix.orchestrator.study.slurm_settings import SlurmSettings
 
+Facts = Mapping[str, Mapping[str, Any]]  # run id -> facts for its provenance.json
+
 SCRIPT_HEAD = 1 << 16  # bytes of a job script before its commands, at most
 LINE_BYTES = 64  # of a job script around each command
 
@@ -62,20 +64,21 @@ def group(members: Members, per_job: int) -> list[Members]:
 
 def split(
     members: Members, settings: SlurmSettings, largest_array: int, script_bytes: int = site_limits.SCRIPT_BYTES
-) -> list[list[Members]]:
-    """Group runs into jobs, and jobs into arrays of at most `largest_array` with scripts of at most `script_bytes`."""
+) -> Iterator[list[Members]]:
+    """Yield arrays of at most `largest_array` jobs of runs, each with a script of at most `script_bytes`."""
     room = script_bytes - SCRIPT_HEAD - sum(len(line.encode()) for line in settings.setup)
-    arrays: list[list[Members]] = []
-    free = 0
+    array: list[Members] = []
+    free, layout = room, settings.layout
     for job in group(members, settings.runs_per_job):
-        command = job_command.task_command([(run.folder, attempt) for run, attempt in job], settings.layout)
+        command = job_command.task_command([(run.folder, attempt) for run, attempt in job], layout)
         size = len(shlex.join(command).encode()) + LINE_BYTES
-        if not arrays or len(arrays[-1]) == largest_array or size > free:
-            arrays.append([])
-            free = room
-        arrays[-1].append(job)
+        if array and (len(array) == largest_array or size > free):
+            yield array
+            array, free = [], room
+        array.append(job)
         free -= size
-    return arrays
+    if array:
+        yield array
 
 
 def take_snapshot(study: Study, own: Iterable[str] = ()) -> Path:
@@ -99,9 +102,9 @@ def restore_snapshots(study: Study) -> None:
     Raises RunError if a snapshot cannot be written.
     """
     folders = [run.folder for run in study.runs]
-    store, modules = study_dir.snapshot_store(study.folder), code_snapshot.own_modules_of(folders)
-    if any(code_snapshot.removed_files(store / name, modules) for name in provenance.snapshots_of(folders)):
-        take_snapshot(study, modules)
+    store = study_dir.snapshot_store(study.folder)
+    if any(code_snapshot.removed_files(store / name, folders) for name in provenance.snapshots_of(folders)):
+        take_snapshot(study, code_snapshot.own_modules_of(folders))
 
 
 def prepare(
@@ -111,22 +114,32 @@ def prepare(
     code: Path,
     exports: Sequence[str] = (),
     *,
-    after: Sequence[str] = (),
     surroundings: Mapping[str, Any] | None = None,
+    facts: Facts | None = None,
 ) -> Batch:
     """Make the batch of one launch: describe the claims and write each run's provenance. Nothing is queued yet.
 
-    surroundings: the part of the provenance that all runs share, if it was recorded before.
+    surroundings: the part of the provenance that all runs share, if it was recorded before. facts: those about single
+    runs that are not yet in their folders.
     """
-    batch = Batch(study, jobs, submit_attempts.new_token(), settings, code, exports, after)
+    batch = Batch(study, jobs, submit_attempts.new_token(), settings, code, exports)
     shared = dict(surroundings or provenance.collect(code))
     for index, job in enumerate(jobs):
         for run, attempt in job:
             submit_attempts.describe(run.folder, submit_attempts.Claim(attempt, batch.token, index, len(jobs)))
             # every later event belongs to this attempt; a job may start before its id is known
             append_event(run.folder, "submitting", attempt=attempt, token=batch.token)
-            provenance.write(run.folder, shared, job_command.trainer_command(run.folder))
+            provenance.write(run.folder, shared, job_command.trainer_command(run.folder), (facts or {}).get(run.id))
     return batch
+
+
+def record_facts(states: Iterable[RunState], facts: Facts) -> None:
+    """Write facts into the folders of runs that another process will queue. Raises RunError."""
+    try:
+        for state in states:
+            provenance.add_facts(state.run.folder, facts.get(state.run.id, {}))
+    except OSError as error:
+        raise RunError(f"cannot write to {error.filename}: {error.strerror}") from None
 
 
 def queue(launcher: Launcher, batch: Batch) -> list[str]:
@@ -205,9 +218,10 @@ def _lost_answer(batch: Batch, error: commands.ControllerError) -> str:
 def adopt(states: Iterable[RunState]) -> None:
     """Record the job of each run whose sbatch answer was lost and whose job has been found since."""
     for state in states:
-        claim = submit_attempts.read(state.run.folder, state.attempt) if state.attempt and state.job_id else None
-        events = read_events(state.run.folder) if claim else []
-        if claim and not any(e["event"] == "queued" and e.get("attempt") == claim.attempt for e in events):
+        if not state.unrecorded:
+            continue
+        claim, events = submit_attempts.read(state.run.folder, state.attempt), read_events(state.run.folder)
+        if not any(e["event"] == "queued" and e.get("attempt") == claim.attempt for e in events):
             fields = {"attempt": claim.attempt, "token": claim.token}
             note(state.run.folder, "queued", launcher="sbatch", job_id=state.job_id, **fields)
 

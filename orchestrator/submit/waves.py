@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from ablatrix.orchestrator.slurm.scheduler import Scheduler
     from ablatrix.orchestrator.status.run_state import RunState
     from ablatrix.orchestrator.store.study_dir import Study
+    from ablatrix.orchestrator.submit.queueing import Facts
     from ablatrix.orchestrator.submit.wave_order import Order
 
 RETRY_SECONDS = 60.0  # until a follow-up that could queue nothing is requeued, and between polls of --wait
@@ -44,15 +45,17 @@ def queue(
     say: Say,
     *,
     stages: Stages | None = None,
+    facts: Facts | None = None,
 ) -> list[str]:
     """Queue as many of these runs as fit, and behind them the report or a follow-up job; return the arrays' ids.
 
-    states: current states of all runs; stages: the study's, if known. Raises RunError if nothing could be queued and
-    nothing will make room.
+    states: current states of all runs; stages: the study's, if known; facts: see `queueing.prepare`. Raises RunError
+    if nothing could be queued and nothing will make room.
     """
     active = [state for state in states if state.active]
-    wave = _Wave(study, order, queueing.arrays_of(active), len({state.job_id for state in active}), say)
+    wave = _Wave(study, order, queueing.arrays_of(active), len({state.job_id for state in active}), say, facts=facts)
     left = wave.queue(chosen)
+    queueing.record_facts(left, facts or {})
     batch = Batch(study, [], "", order.settings, order.code, order.exports)
     others = _still_waiting(study, {state.run.id for state in chosen})  # of a concurrent submit
     stages = stages or next_stage.find_stages(study, states)
@@ -110,8 +113,10 @@ def _queue_follow_up(batch: Batch, waiting: Mapping[str, int], later: int, wave:
 class _Wave:
     """The arrays submitted by one call of `queue`."""
 
-    def __init__(self, study: Study, order: Order, before: Sequence[str], jobs_before: int, say: Say) -> None:
-        self.study, self.order, self.say = study, order, say
+    def __init__(
+        self, study: Study, order: Order, before: Sequence[str], jobs_before: int, say: Say, *, facts: Facts | None
+    ) -> None:
+        self.study, self.order, self.say, self.facts = study, order, say, facts
         self.before, self.jobs_before = before, jobs_before
         self.launcher = launchers.make(order.launcher)
         self.arrays: list[str] = []
@@ -130,7 +135,7 @@ class _Wave:
         chain = settings.max_parallel is not None and self.jobs_before + jobs > settings.max_parallel
         while waiting and budget > 0 and size > 0:
             members = [(state.run, state.attempt + 1) for state in waiting]
-            first = queueing.split(members, settings, min(size, budget), cluster.script_bytes)[0]
+            first = next(queueing.split(members, settings, min(size, budget), cluster.script_bytes))
             count = sum(map(len, first))
             refused = self._queue_array(waiting[:count], chain)
             waiting[:count] = refused
@@ -164,10 +169,16 @@ class _Wave:
         after = [*self.before, *self.arrays] if chain else []
         with queueing.released_on_error(members):
             batch = queueing.prepare(
-                self.study, jobs, settings, order.code, order.exports, after=after, surroundings=order.surroundings
+                self.study,
+                jobs,
+                settings,
+                order.code,
+                order.exports,
+                surroundings=order.surroundings,
+                facts=self.facts,
             )
         try:
-            base = queueing.queue(self.launcher, batch)[0].partition("_")[0]
+            base = queueing.queue(self.launcher, replace(batch, after=after))[0].partition("_")[0]
         except queueing.RefusedError as error:
             if not site_limits.is_limit(error.cause):
                 raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -67,7 +68,7 @@ class Plan:
     launcher: str
     options: Options = field(default_factory=lambda: Options(Path()))
     earlier: dict[str, EarlierRun] = field(default_factory=dict)  # run id -> the run it replaces or continues
-    _origins: dict[str, dict[str, str]] = field(default_factory=dict)  # cell -> what set its values
+    _origins: dict[str, str] = field(default_factory=dict)  # cell -> origins.json of its runs
 
     @property
     def is_smoke_test(self) -> bool:
@@ -164,7 +165,7 @@ class Plan:
             self.options.file,
             experiment.features,
             self.runs,
-            origins=self.value_origins,
+            origins=self.origins_json,
             fields={
                 "cluster": self.cluster,
                 "design": experiment.design,
@@ -176,8 +177,12 @@ class Plan:
 
     def value_origins(self, run: Run) -> dict[str, str]:
         """Return what set each value of a run's configuration, the same for all runs of a cell."""
+        return value_origins.of_run(self.loaded, run.features, run.config)
+
+    def origins_json(self, run: Run) -> str:
+        """Return the content of a run's origins.json."""
         if run.cell not in self._origins:
-            self._origins[run.cell] = value_origins.of_run(self.loaded, run.features, run.config)
+            self._origins[run.cell] = json.dumps(self.value_origins(run), indent=1) + "\n"
         return self._origins[run.cell]
 
 
@@ -224,7 +229,7 @@ def make_plan(options: Options) -> Plan:
     if options.launcher not in LAUNCHERS:
         raise UserError(f"--launcher {options.launcher}: choose one of {', '.join(LAUNCHERS)}")
     loaded = load_experiment(options.file, options.sets)
-    runs = matrix.runs(loaded, preflight.vocabulary, follow_corpus)
+    runs = matrix.runs(loaded, preflight.Vocabularies().of, follow_corpus)
     launcher = launchers.choose(loaded.experiment.launcher if options.launcher == "auto" else options.launcher)
     known = {run.cell for run in runs} | {run.id for run in runs}
     for name in options.only:

@@ -77,7 +77,7 @@ def submit(options: Options, console: Console, as_json: bool = False) -> int:
     before = {state.run.id: state.attempt for state in study_state.collect(plan.study)} if as_json else {}
     states = run_plan(plan, console)
     if as_json:
-        _print_outcome(plan, states, before)
+        _print_outcome(plan, study_state.collect(plan.study), before)
     broken = [state for state in states if state.state in ("failed", "lost")]
     for state in broken:
         console.print(f"{state.run.id}: {state.state}: {state.reason} (--retry reruns it)")
@@ -87,7 +87,10 @@ def submit(options: Options, console: Console, as_json: bool = False) -> int:
 
 
 def run_plan(plan: Plan, console: Console) -> list[RunState]:
-    """Create the study, queue its runs, wait if the options ask for it, and return the states of all runs."""
+    """Create the study, queue its runs, and wait if the options ask for it.
+
+    Return the states of all runs, without those that Slurm has just been given.
+    """
     _describe_earlier(plan, console)
     study, selected, states = _select(plan, plan.create(), console)
     queueing.restore_snapshots(study)
@@ -108,7 +111,10 @@ def run_plan(plan: Plan, console: Console) -> list[RunState]:
     elif plan.options.wait and not first and any(state.active for state in states):
         with interrupts.explained("stopped waiting; the runs continue in the submit that started them"):
             live.watch(study, console, lambda states, scheduler: False)
-    return study_state.collect(study) if first or plan.options.wait else states
+    if plan.options.wait or (first and plan.launcher == "local"):
+        return study_state.collect(study)
+    queued = {state.run.id for state in first}
+    return [state for state in states if state.run.id not in queued]
 
 
 def _print_outcome(plan: Plan, states: Sequence[RunState], before: Mapping[str, int]) -> None:
@@ -160,7 +166,7 @@ def _select(plan: Plan, study: Study, console: Console) -> tuple[Study, Selectio
 def smoke_plan(plan: Plan) -> Plan:
     """Return a plan of every cell's first seed for a few steps, to find in minutes what would fail after hours."""
     seed = plan.runs[0].seed
-    runs = [replace(run, config=run.config.shortened(plan.options.smoke)) for run in plan.runs if run.seed == seed]
+    runs = [run.shortened(plan.options.smoke) for run in plan.runs if run.seed == seed]
     options = replace(plan.options, rerun=(), wait=True)
     return Plan(plan.loaded, runs, plan.folder / cost.SMOKE, plan.launcher, options)
 
@@ -215,28 +221,29 @@ def _launch(plan: Plan, study: Study, selected: Selection, console: Console) -> 
     if plan.launcher == "local":
         _run_local(plan, study, selected.chosen, code, console)
     else:
-        # runs of later stages are queued by a job, which has no experiment file
-        _update_folders(plan, study, {state.run.id for state in (*selected.chosen, *selected.held)})
-        _queue_slurm(plan, study, selected, code, console)
+        facts = _update_folders(plan, study, {state.run.id for state in (*selected.chosen, *selected.held)})
+        queueing.record_facts(selected.held, facts)  # queued by a job, which has no experiment file
+        _queue_slurm(plan, study, selected, code, console, facts=facts)
 
 
-def _update_folders(plan: Plan, study: Study, ids: set[str]) -> None:
-    """Update the folders of these runs: settings, fingerprints of their data, the checkpoint to start from.
+def _update_folders(plan: Plan, study: Study, ids: set[str]) -> dict[str, dict[str, Any]]:
+    """Update the folders of these runs: settings and the checkpoint to start from.
 
-    Raises RunError.
+    Return the facts for their provenance: fingerprints of their data, the run they continue. Raises RunError.
     """
     runs, inputs = [run for run in plan.runs if run.id in ids], changed_inputs.Inputs()
-    study_dir.update_configs(study, runs, plan.value_origins)
+    found: dict[str, dict[str, Any]] = {}
+    study_dir.update_configs(study, runs, plan.origins_json)
     try:
         for run in runs:
             folder, before = study.folder / run.id, plan.earlier.get(run.id)
-            facts: dict[str, Any] = dict(inputs.of(run.config))
+            found[run.id] = dict(inputs.of(run.config))
             if before and before.start:
                 earlier_runs.copy_start(before, folder)
-                facts["continued_from"] = {"run": before.folder.name, "iter": before.start}
-            provenance.add_facts(folder, facts)
+                found[run.id]["continued_from"] = {"run": before.folder.name, "iter": before.start}
     except OSError as error:
         raise RunError(f"cannot write to {error.filename or study.folder}: {error.strerror}") from None
+    return found
 
 
 def _run_local(plan: Plan, study: Study, chosen: Sequence[RunState], code: Path, console: Console) -> None:
@@ -244,8 +251,9 @@ def _run_local(plan: Plan, study: Study, chosen: Sequence[RunState], code: Path,
     if not members:
         return
     with queueing.released_on_error(members):
-        _update_folders(plan, study, {run.id for run, _ in members})
-        batch = queueing.prepare(study, [[member] for member in members], experiment.slurm, code, experiment.export)
+        facts = _update_folders(plan, study, {run.id for run, _ in members})
+        jobs = [[member] for member in members]
+        batch = queueing.prepare(study, jobs, experiment.slurm, code, experiment.export, facts=facts)
         queueing.record(batch, "local", ["" for _ in members])
     run_batch(batch, plan.options.devices, console)
 
@@ -267,7 +275,9 @@ def run_batch(batch: Batch, devices: str | None, console: Console) -> None:
             interrupts.ignoring_lost_output(shown.refresh)
 
 
-def _queue_slurm(plan: Plan, study: Study, selected: Selection, code: Path, console: Console) -> None:
+def _queue_slurm(
+    plan: Plan, study: Study, selected: Selection, code: Path, console: Console, *, facts: queueing.Facts
+) -> None:
     experiment, before = plan.loaded.experiment, wave_order.read(study)
     order = wave_order.Order(
         launcher=plan.launcher,
@@ -279,5 +289,5 @@ def _queue_slurm(plan: Plan, study: Study, selected: Selection, code: Path, cons
         budget=None if plan.options.over_budget else experiment.budget,
         problem=before.problem if before and before.blocked else "",
     )
-    if waves.queue(study, order, selected.chosen, selected.all_active, console.print):
+    if waves.queue(study, order, selected.chosen, selected.all_active, console.print, facts=facts):
         console.print(f"follow them with: {program()} status {shlex.quote(str(study.folder))} --watch")

@@ -14,7 +14,8 @@ from ablatrix.trainer.data.corpus_files import KINDS, METADATA, plain_suffix
 from ablatrix.trainer.data.manifest import DataEntry, add_entry, read_manifest
 from ablatrix.trainer.rundir.console import count, say
 from ablatrix.trainer.rundir.errors import UserError
-from ablatrix.trainer.rundir.files import personal, remove
+from ablatrix.trainer.rundir.files import remove
+from ablatrix.trainer.rundir.owners import personal
 
 
 def warm_data_set(repo: str, pattern: str, data_dir: Path, cache_dir: Path, *, force: bool = False) -> Path:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ablatrix.trainer.rundir.errors import RunError, UserError
-from ablatrix.trainer.rundir.files import make_private_folder
+from ablatrix.trainer.rundir.owners import make_private_folder
 
 ADVICE = "run this where there is internet, or use --from DIR with a copy of the files"
 CHUNK = 1 << 20

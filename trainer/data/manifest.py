@@ -21,7 +21,8 @@ from pydantic import BaseModel, ValidationError, field_validator
 
 from ablatrix.trainer.data.shard_claims import Claims
 from ablatrix.trainer.rundir.errors import OfflineCacheError
-from ablatrix.trainer.rundir.files import atomic_write, owner_name, read_bytes
+from ablatrix.trainer.rundir.files import atomic_write, read_bytes
+from ablatrix.trainer.rundir.owners import owner_name
 from ablatrix.trainer.rundir.program import program
 
 MANIFEST = "manifest.json"

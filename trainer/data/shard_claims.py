@@ -21,6 +21,7 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from ablatrix.trainer.rundir import files
+from ablatrix.trainer.rundir.owners import owner_name
 from ablatrix.trainer.rundir.processes import identity
 
 BEAT_SECONDS = 5.0  # between two heartbeats
@@ -130,7 +131,7 @@ class Claims:
         except FileNotFoundError:
             return True
         except OSError as error:
-            owner = files.owner_name(path)
+            owner = owner_name(path)
             if error.errno not in NOT_PERMITTED or not owner:
                 return False
             text = f"left by {owner}, who has to remove it; or use a cache folder that you own"

@@ -38,7 +38,8 @@ from ablatrix.trainer.data.warm_weights import warm_weights
 from ablatrix.trainer.rundir.console import say
 from ablatrix.trainer.rundir.cpus import allotted_cores
 from ablatrix.trainer.rundir.errors import AblatrixError, RunError, UserError
-from ablatrix.trainer.rundir.files import atomic_write, make_folder, personal, remove
+from ablatrix.trainer.rundir.files import atomic_write, make_folder, remove
+from ablatrix.trainer.rundir.owners import personal
 from ablatrix.trainer.rundir.program import program, run_module
 
 

@@ -13,7 +13,8 @@ from ablatrix.trainer.data.weights_source import cached_folder, find_source, rea
 from ablatrix.trainer.rundir import run_files
 from ablatrix.trainer.rundir.console import say
 from ablatrix.trainer.rundir.errors import OfflineCacheError, UserError
-from ablatrix.trainer.rundir.files import make_folder, personal, remove
+from ablatrix.trainer.rundir.files import make_folder, remove
+from ablatrix.trainer.rundir.owners import personal
 
 
 def warm_weights(name: str, cache_dir: Path, force: bool = False) -> None:

@@ -7,22 +7,14 @@ write to its folder (`.attempts`, attempts.py).
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
-from ablatrix.trainer.rundir.files import make_folder, retry
+from ablatrix.trainer.rundir.files import list_folder, make_folder
 
 
 def newest(folder: Path) -> int:
-    """Return the highest number claimed, 0 if there is none. Raises OSError.
-
-    Lists the folder, which makes an NFS client ask the server; looking up a single name may not.
-    """
-    try:
-        names = retry(folder, lambda: os.listdir(folder))
-    except (FileNotFoundError, NotADirectoryError):
-        return 0
-    return max((int(name) for name in names if name.isascii() and name.isdigit()), default=0)
+    """Return the highest number claimed, 0 if there is none. Raises OSError."""
+    return max((int(name) for name in list_folder(folder) if name.isascii() and name.isdigit()), default=0)
 
 
 def take(folder: Path, number: int | str) -> bool:

@@ -73,8 +73,8 @@ def open_to_append(path: Path) -> BinaryIO:
 
 def create(path: Path, content: bytes | str, mode: int = PLAIN) -> None:
     """Write a new file. Raises FileExistsError if the name is taken, OSError if it cannot be written."""
-    with os.fdopen(open_file(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
-        file.write(content.encode() if isinstance(content, str) else content)
+    with _closing(open_file(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)) as descriptor:
+        _write_all(descriptor, content.encode() if isinstance(content, str) else content)
 
 
 def touch(path: Path) -> None:
@@ -100,20 +100,6 @@ def make_folder(path: Path, parents: bool = False) -> None:
         make_folder(path)
     except FileExistsError:
         require_folder(path)
-
-
-def make_private_folder(path: Path) -> None:
-    """Create a folder that only this user can read or write, for files that are loaded as code or resumed from.
-
-    Raises OSError like `make_folder`, PermissionError if another user owns it.
-    """
-    try:
-        os.mkdir(path, 0o700)
-    except FileExistsError:
-        require_folder(path)
-        if not is_own(path):
-            raise PermissionError(errno.EPERM, f"owned by {owner_name(path)}; remove it", str(path)) from None
-        os.chmod(path, 0o700)
 
 
 def require_folder(path: Path) -> None:
@@ -176,6 +162,17 @@ def read_text_strict(path: Path) -> str:
         return ""
 
 
+def list_folder(path: Path) -> list[str]:
+    """Return the names in a folder, [] if it does not exist. Raises OSError.
+
+    Makes an NFS client ask the server; looking up a single name may not.
+    """
+    try:
+        return retry(path, lambda: os.listdir(path))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
 def retry(path: Path, action: Callable[[], T]) -> T:
     """Return the result of `action()`, called again with growing pauses while it fails with a TRANSIENT error.
 
@@ -197,22 +194,23 @@ def retry(path: Path, action: Callable[[], T]) -> T:
 
 def replace(
     path: Path,
-    write: Callable[[IO[bytes]], object],
+    write: Callable[[IO[bytes]], object] | bytes,
     durable: bool = True,
     guard: Callable[[], None] = lambda: None,
     mode: int = PLAIN,
 ) -> None:
     """Replace `path` atomically with what `write(file)` writes: after a power cut, the old or the new file is there.
 
-    write: called once per try. durable=False skips the fsyncs, for files that can be regenerated. guard: called just
-    before the rename; an exception from it aborts the replacement. mode: the file's mode before the umask. If `path` is
-    a link, the link is replaced, not its target. Raises OSError if the file system fails for longer than `retry` waits;
-    the temporary file is then removed.
+    write: called once per try; or the content itself. durable=False skips the fsyncs, for files that can be
+    regenerated. guard: called just before the rename; an exception from it aborts the replacement. mode: the file's
+    mode before the umask. If `path` is a link, the link is replaced, not its target. Raises OSError if the file system
+    fails for longer than `retry` waits; the temporary file is then removed.
     """
+    folder, name = os.path.split(path)
 
     def once() -> None:
-        name = f".{path.name}.{socket.gethostname()}.{os.getpid()}.{os.urandom(4).hex()}.tmp"
-        temporary = path.with_name(name)
+        mark = f"{socket.gethostname()}.{os.getpid()}.{os.urandom(4).hex()}"
+        temporary = Path(folder, f".{name}.{mark}.tmp")
         try:
             _fill(temporary, write, durable, mode)
             guard()
@@ -238,8 +236,7 @@ def atomic_write(
     mode: int = PLAIN,
 ) -> None:
     """Replace the content of `path`, like `replace`."""
-    data = content.encode() if isinstance(content, str) else content
-    replace(path, lambda file: file.write(data), durable, guard, mode)
+    replace(path, content.encode() if isinstance(content, str) else content, durable, guard, mode)
 
 
 def append_line(path: Path, line: str, guard: Callable[[], None] = lambda: None) -> None:
@@ -296,26 +293,37 @@ class _Raw(io.RawIOBase):
     def write(self, data: bytes | memoryview) -> int:  # type: ignore[override]
         if self.error is None:
             try:
-                left = memoryview(data).cast("B")
-                while left:
-                    left = left[os.write(self.descriptor, left) :]
+                _write_all(self.descriptor, data)
             except BaseException as error:  # noqa: BLE001  (raised by `_fill`)
                 self.error = error
         return len(data)
 
 
-def _fill(path: Path, write: Callable[[IO[bytes]], object], durable: bool, mode: int) -> None:
+def _fill(path: Path, write: Callable[[IO[bytes]], object] | bytes, durable: bool, mode: int) -> None:
     with _closing(open_file(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)) as descriptor:
-        raw = _Raw(descriptor)
-        file = io.BufferedWriter(raw, BUFFER)  # type: ignore[type-var]
-        try:
-            write(file)
-        finally:
-            file.detach()  # flushes
-            if raw.error is not None:  # the cause, instead of what the writer turned it into
-                raise raw.error from None
+        if isinstance(write, bytes):
+            _write_all(descriptor, write)
+        else:
+            _call_with_file(write, descriptor)
         if durable:
             os.fsync(descriptor)
+
+
+def _call_with_file(write: Callable[[IO[bytes]], object], descriptor: int) -> None:
+    raw = _Raw(descriptor)
+    file = io.BufferedWriter(raw, BUFFER)  # type: ignore[type-var]
+    try:
+        write(file)
+    finally:
+        file.detach()  # flushes
+        if raw.error is not None:  # the cause, instead of what the writer turned it into
+            raise raw.error from None
+
+
+def _write_all(descriptor: int, data: bytes | memoryview) -> None:
+    left = memoryview(data).cast("B")
+    while left:
+        left = left[os.write(descriptor, left) :]
 
 
 def _rename(temporary: Path, path: Path) -> None:
@@ -348,46 +356,3 @@ def _closing(descriptor: int) -> Iterator[int]:
             os.close(descriptor)
         raise
     os.close(descriptor)
-
-
-def is_own(path: Path) -> bool:
-    """True if this user created the file, or if it does not exist.
-
-    Some file systems set the owner of every file (a squashed NFS export, a container's mount): there the owner of a
-    new file shows which owner is ours.
-    """
-    try:
-        owner = os.lstat(path).st_uid
-    except FileNotFoundError:
-        return True
-    return owner == os.geteuid() or owner == _owner_of_new_file(path.parent)
-
-
-def owner_name(path: Path) -> str:
-    """Return the name of a file's owner, or `user 1234`; "" if there is no file."""
-    import pwd
-
-    try:
-        uid = os.lstat(path).st_uid
-    except OSError:
-        return ""
-    with contextlib.suppress(KeyError):
-        return pwd.getpwuid(uid).pw_name
-    return f"user {uid}"
-
-
-def personal(path: Path) -> Path:
-    """Return the path, or `<path>-<uid>` if another user owns it."""
-    return path if is_own(path) else path.with_name(f"{path.name}-{os.geteuid()}")
-
-
-def _owner_of_new_file(folder: Path) -> int | None:
-    probe = folder / f".{os.urandom(8).hex()}.tmp"
-    try:
-        create(probe, b"", PRIVATE)
-        return os.lstat(probe).st_uid
-    except OSError:
-        return None
-    finally:
-        with contextlib.suppress(OSError):
-            os.unlink(probe)

@@ -335,10 +335,10 @@ def test_arrays_are_split_by_the_size_of_their_script(tmp_path: Path, study: Stu
     members = [(run, 1) for run in study.runs]
     settings = SlurmSettings()
     whole = queueing.SCRIPT_HEAD + 3 * (len(str(study.folder)) + 200)
-    arrays = queueing.split(members, settings, 1000, whole)
+    arrays = list(queueing.split(members, settings, 1000, whole))
     assert len(arrays) > 1
     assert [member for jobs in arrays for job in jobs for member in job] == members
-    assert len(queueing.split(members, settings, 1000)) == 1
+    assert len(list(queueing.split(members, settings, 1000))) == 1
 
 
 def test_limits_of_an_array(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
