@@ -67,7 +67,7 @@ class RunEvidence:
             queued,
             attempt,
             submit_attempts.read(run.folder, attempt) if attempt > known else None,
-            run_facts.planned_steps(run.folder, summary) if summary or run_files.CONFIG in there else 0,
+            run_facts.planned_steps(run.folder, summary) if summary or not run.steps else run.steps,
             removed_files.of_run(run.folder, events) if summary else (),
             loss_digest.find_change(run.folder, summary) if summary else "",
             run_files.LOSS in there,

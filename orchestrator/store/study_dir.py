@@ -49,6 +49,7 @@ class StudyRun:
     overrides: dict[str, Any] = field(default_factory=dict)
     folder: Path = Path()
     size: str = ""  # its size on the scale axis
+    steps: int = 0  # planned optimizer steps, 0 if unknown
 
 
 @dataclass(frozen=True)
@@ -155,6 +156,7 @@ def create_study(
     record["runs"] = [
         {"id": r.id, "cell": r.cell, "seed": r.seed, "features": list(r.features), "overrides": r.overrides}
         | ({"size": r.size} if r.size else {})
+        | ({"steps": r.config.steps} if r.config.steps else {})
         for r in runs
     ]
     record |= {name: value for name, value in (fields or {}).items() if value}
@@ -225,7 +227,10 @@ def snapshot_store(folder: Path) -> Path:
 
 def study_runs(folder: Path, runs: Sequence[Run]) -> list[StudyRun]:
     """Return planned runs as runs of a study in `folder`, whether or not their folders exist."""
-    return [StudyRun(r.id, r.cell, r.seed, list(r.features), r.overrides, folder / r.id, r.size) for r in runs]
+    return [
+        StudyRun(r.id, r.cell, r.seed, list(r.features), r.overrides, folder / r.id, r.size, r.config.steps or 0)
+        for r in runs
+    ]
 
 
 def _create_run(folder: Path, run: Run, origins: Origins | None) -> None:

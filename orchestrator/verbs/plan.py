@@ -249,7 +249,7 @@ def show_plan(planned: Plan, console: Console, style: str = "table") -> None:
         more = {"hours_unit": cost.unit(loaded.experiment.slurm), "budget": loaded.experiment.budget}
         forecast = planned.forecast.as_record()
         found = {"screening": planned.screen, "forecast": forecast, "warnings": data_preflight.find_unreached(runs)}
-        console.print_json(data={**data, **more, **found})
+        print(json.dumps({**data, **more, **found}, indent=2, ensure_ascii=False))  # rich takes minutes for 5,000 runs
         return
     tune = loaded.experiment.tune
     first = [run for run in runs if tune is None or tune.is_tuning(run)]
