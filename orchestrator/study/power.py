@@ -105,18 +105,24 @@ def _freedom(cells: int, seeds: int) -> int:
 
 
 def _tail(limit: float, shift: float, cells: int, seeds: int) -> float:
-    """Return P(|Z + shift| / s > limit) for standard normal Z."""
-    return sum(w * (_phi(shift - limit * s) + _phi(-shift - limit * s)) for s, w in _scales(_freedom(cells, seeds)))
+    """Return P(|Z + shift| / s > limit) for standard normal Z; the integrand falls within 1 / shift of log s."""
+    freedom = _freedom(cells, seeds)
+    halvings = max(0, math.ceil(math.log2(1e-9 + shift * _SCALE_STEP / math.sqrt(freedom))))
+    points = _scales(freedom, halvings)
+    return sum(w * (_phi(shift - limit * s) + _phi(-shift - limit * s)) for s, w in points)
 
 
 @lru_cache(maxsize=64)
-def _scales(freedom: int) -> tuple[tuple[float, float], ...]:
-    """Return points and weights of s = sqrt(chi-squared / freedom), by the trapezoidal rule over log s."""
-    return tuple(_points(freedom))
+def _scales(freedom: int, halvings: int = 0) -> tuple[tuple[float, float], ...]:
+    """Return points and weights of s = sqrt(chi-squared / freedom), by the trapezoidal rule over log s.
+
+    halvings: how often its step is halved.
+    """
+    return tuple(_points(freedom, halvings))
 
 
-def _points(freedom: int) -> Iterator[tuple[float, float]]:
-    step = _SCALE_STEP / math.sqrt(freedom)
+def _points(freedom: int, halvings: int) -> Iterator[tuple[float, float]]:
+    step = _SCALE_STEP / math.sqrt(freedom) / 2**halvings
     low = -max(16 / freedom, 5 / math.sqrt(freedom))  # in log s; negligible density below, and above 4 / sqrt(freedom)
     logs = [low + i * step for i in range(round((4 / math.sqrt(freedom) - low) / step))]
     density = [math.exp(freedom * (x - math.expm1(2 * x) / 2)) for x in logs]

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from scipy import stats
+from scipy.integrate import quad
 
 from ablatrix.orchestrator.report.simultaneous import Joint
 from ablatrix.orchestrator.status import earlier_results
@@ -58,6 +59,21 @@ def test_power_is_that_of_the_noncentral_t(cells: int, seeds: int) -> None:
     for effect in (0.0, 0.02, 0.05):
         t = stats.nct(freedom, effect / (0.02 * math.sqrt(2 / seeds)))
         assert power.power(effect, 0.02, cells, seeds) == pytest.approx(t.sf(limit) + t.cdf(-limit), abs=2e-6)
+
+
+@pytest.mark.parametrize(("cells", "seeds"), [(2, 2), (3, 2), (2, 3)])
+def test_the_smallest_effect_of_few_runs_equals_quadrature(cells: int, seeds: int) -> None:
+    freedom = (cells - 1) * (seeds - 1)
+    smallest = power.smallest_effect(0.02, cells, seeds, alpha=0.01)
+    assert smallest is not None
+    shift, limit = smallest / (0.02 * math.sqrt(2 / seeds)), power.critical(cells - 1, freedom, 0.01)
+    limit /= math.sqrt(freedom)
+    chi = stats.chi(freedom)
+
+    def shown(x: float) -> float:
+        return float(chi.pdf(x) * (stats.norm.cdf(shift - limit * x) + stats.norm.cdf(-shift - limit * x)))
+
+    assert quad(shown, 0, 10, points=[shift / limit], limit=200)[0] == pytest.approx(0.8, abs=1e-5)
 
 
 def test_the_smallest_effect_and_the_seeds_needed_have_the_power_that_they_promise() -> None:
