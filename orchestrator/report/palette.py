@@ -49,8 +49,9 @@ def ticks(limits: tuple[float, float], count: int) -> list[float]:
 def label_ticks(limits: tuple[float, float]) -> list[tuple[float, str]]:
     """Return about 5 ticks with labels that have the same number of decimals, except for 0."""
     found = ticks(limits, 5)
-    digits = max(len(f"{tick:.6g}".partition(".")[2]) for tick in found)
-    return [(tick, plain(tick, digits) if abs(tick) > 1e-12 else "0") for tick in found]
+    step = found[1] - found[0]
+    digits = max(0, -math.floor(math.log10(step) + 1e-9))
+    return [(tick, plain(tick, digits) if abs(tick) > step / 2 else "0") for tick in found]
 
 
 def log_ticks(low: float, high: float) -> tuple[float, ...]:

@@ -71,6 +71,14 @@ def test_an_axis_has_three_ticks_at_least(limits: tuple[float, float]) -> None:
     assert all(limits[0] <= tick <= limits[1] for tick in found)
 
 
+@pytest.mark.parametrize("scale", [1e-11, 1e-5, 1.0, 1000.0])
+def test_the_ticks_of_an_axis_have_labels_that_tell_them_apart(scale: float) -> None:
+    found = palette.label_ticks((-5.5 * scale, 2.3 * scale))
+    assert [float(label.replace("−", "-")) for _, label in found] == pytest.approx(
+        [tick for tick, _ in found], rel=1e-9
+    )
+
+
 @pytest.mark.parametrize(("low", "high"), [(2e11, 2e13), (2.4e12, 7e12), (1e15, 1e21), (1.1e15, 1.4e15)])
 def test_a_logarithmic_axis_has_three_round_ticks_at_least(low: float, high: float) -> None:
     found = palette.log_ticks(low, high)
