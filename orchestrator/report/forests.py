@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from ablatrix.orchestrator.report import formatting, verdicts, wording
 from ablatrix.orchestrator.report.figure_data import Bounds, Figure, Forest, ForestRow
 from ablatrix.orchestrator.study import screening
+from ablatrix.trainer.rundir.console import count
 
 if TYPE_CHECKING:
     from ablatrix.orchestrator.report.analysis import Analysis
@@ -92,6 +93,8 @@ def _effects_caption(analysis: Analysis) -> str:
     caption += f" {runs_per_cell(analysis)} Marker: mean; {_bars(analysis)}; ticks below: single seeds."
     if analysis.factorial:
         caption += f" {untested(analysis)}"
+    if len({frozenset(cell.values) for cell in analysis.cells.values() if cell.values}) > 1:
+        caption += f" Effects are adjusted for the seeds that a cell lacks, {measure.short_name} is not."
     if any(cell.read_off for cell in analysis.cells.values()):
         caption += (
             f" {measure.short_name}: where a cell and the baseline trained on different numbers of {analysis.budget}, "
@@ -242,7 +245,7 @@ def contrast_row(contrast: Contrast, measure: Measure, words: tuple[str, str, st
     """Return a contrast as a row with the columns of its effect and CONTRAST. words: for better, worse and neither."""
     effect, (better, worse, neither) = contrast.effect, words
     reading = verdicts.contrast_verdict(contrast, measure, worse, better, neither)
-    reading += f" ({contrast.missing} of its runs are missing)" if contrast.missing else ""
+    reading += f" ({count(contrast.missing, 'run')} missing)" if contrast.missing else ""
     if effect is None:
         return ForestRow(contrast.name, "no result", (formatting.DASH, reading, formatting.DASH, formatting.DASH))
     interval = formatting.span_text(effect.joint_low, effect.joint_high, digits)

@@ -37,7 +37,7 @@ def _runs(analysis: Analysis) -> str:
     study = analysis.study
     runs = study.runs if analysis.progress else [run for cell in analysis.cells.values() for run in cell.runs]
     seeds = _seeds(sorted({run.seed for run in runs if run.cell in analysis.cells}))
-    seeds = f"up to {seeds}" if analysis.progress else seeds
+    seeds = f"up to {seeds} so far" if analysis.progress else seeds
     tuned = ", tuned with other seeds," if analysis.tuned else ""
     finished = [run for run in study.runs if run.finished]
     diverged = sum(run.diverged for run in finished)

@@ -220,7 +220,7 @@ def flags(cell: CellResult, analysis: Analysis) -> list[str]:
     if cell.incomparable:
         found.append(f"not comparable: {cell.incomparable}")
     if cell.diverged:
-        found.append(f"diverged: seed {', '.join(map(str, cell.diverged))}")
+        found.append(f"diverged: seed{'s' * (len(cell.diverged) > 1)} {', '.join(map(str, cell.diverged))}")
     wrong = sorted({key for run in cell.runs for key in run.wrong_overrides})
     if wrong:
         found.append(f"config.json lacks the cell's {', '.join(wrong)}")

@@ -56,7 +56,7 @@ def test_a_planted_effect_gets_the_right_sign(tmp_path: Path) -> None:
     assert "lower than the baseline" in row(report, "swiglu").sentence
     assert "higher than the baseline" in row(report, "warmup").sentence
     assert row(report, "rmsnorm").verdict == "inconclusive"
-    pattern = r"swiglu \(−0\.\d{3} nats\) helps\. warmup \(\+0\.\d{3}\) and all_on .* hurt\. rmsnorm"
+    pattern = r"swiglu \(−0\.\d{3} nats\) helps\. warmup \(\+0\.\d{3} nats\) and all_on .* hurt\. rmsnorm"
     assert re.match(pattern, report.headline)
     first = (tmp_path / "report" / "report.md").read_text().splitlines()[2]
     assert first.replace("\\", "") == f"**{report.headline}**"

@@ -256,8 +256,8 @@ def test_each_design_has_its_tables_on_the_page(tmp_path: Path) -> None:
     assert "Leave one out" in text
     assert "The design has no cell without features; effects are differences from all_on." in text
     partial = Plan(features=THREE, cells=full, fates={("rope", 1): "failed"})
-    assert "runs are missing" not in written(analyse_plan(tmp_path / "whole", Plan(features=THREE, cells=full)))
-    assert "runs are missing" in written(analyse_plan(tmp_path / "partial", partial))
+    assert "missing)" not in written(analyse_plan(tmp_path / "whole", Plan(features=THREE, cells=full)))
+    assert "1 run missing)" in written(analyse_plan(tmp_path / "partial", partial))
 
 
 @pytest.mark.slow
