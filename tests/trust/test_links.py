@@ -47,7 +47,7 @@ WRITERS: dict[str, tuple[Callable[[Path], object], str]] = {
     "a new file": (lambda path: files.create(path, "new\n"), "file"),
     "a truncated file": (lambda path: os.close(files.open_file(path, os.O_WRONLY | os.O_TRUNC)), "owner.new"),
     "a folder": (files.make_folder, "folder"),
-    "a private folder": (files.make_private_folder, "submitit"),
+    "a private folder": (owners.make_private_folder, "submitit"),
     "a claim in the cache": (take_claim, "00001"),
     "an attempt": (lambda path: Attempt.take(path.parent), ".attempts"),
     "a queued attempt": (start_job, ".queue"),
