@@ -11,7 +11,7 @@ import pytest
 from ablatrix.orchestrator.report import output
 from ablatrix.orchestrator.store import code_snapshot, study_dir, submit_attempts
 from ablatrix.trainer.data.shard_claims import Claims
-from ablatrix.trainer.rundir import files, loss_csv, run_files
+from ablatrix.trainer.rundir import files, loss_csv, owners, run_files
 from ablatrix.trainer.rundir.attempts import Attempt
 from ablatrix.trainer.rundir.errors import AblatrixError
 from ablatrix.trainer.rundir.events import append_event
