@@ -267,19 +267,20 @@ def _identical_cells(usable: Mapping[str, tuple[RunRecord, ...]], reference: str
 
 def find_twins(cells: Sequence[CellResult]) -> list[list[str]]:
     """Return the groups of cells whose runs are bit-identical to each other's, seed by seed."""
-    groups: list[list[CellResult]] = []
+    equal_ends: dict[tuple[tuple[int, float], ...], list[list[CellResult]]] = {}
     for cell in (cell for cell in cells if cell.usable):
+        groups = equal_ends.setdefault(tuple(cell.values.items()), [])
         same = next((group for group in groups if _are_twins(cell, group[0])), None)
         if same is None:
             groups.append([cell])
         else:
             same.append(cell)
-    return [[cell.name for cell in group] for group in groups if len(group) > 1]
+    return [[cell.name for cell in group] for groups in equal_ends.values() for group in groups if len(group) > 1]
 
 
 def _are_twins(cell: CellResult, other: CellResult) -> bool:
     theirs = {run.seed: run for run in other.usable}
-    return cell.values.keys() == theirs.keys() and all(_same_run(run, theirs[run.seed]) for run in cell.usable)
+    return all(run.seed in theirs and _same_run(run, theirs[run.seed]) for run in cell.usable)
 
 
 def _same_run(run: RunRecord, other: RunRecord) -> bool:
