@@ -139,7 +139,7 @@ class Analysis:
     @property
     def p_name(self) -> str:
         """Name of the p values of verdicts in tables."""
-        return "p (corrected)" if self.family > 1 else "p"
+        return formatting.p_name(self.family)
 
     @property
     def single_seed(self) -> bool:
@@ -258,11 +258,7 @@ def _judged(
 def _identical_cells(usable: Mapping[str, tuple[RunRecord, ...]], reference: str) -> set[str]:
     """Return the cells whose runs all ended and trained exactly like the baseline's run of the same seed."""
     base = {run.seed: run for run in usable[reference]}
-    return {
-        name
-        for name, runs in usable.items()
-        if name != reference and runs and all(r.seed in base and _same_run(r, base[r.seed]) for r in runs)
-    }
+    return {name for name, runs in usable.items() if name != reference and runs and _same_runs(runs, base)}
 
 
 def find_twins(cells: Sequence[CellResult]) -> list[list[str]]:
@@ -270,7 +266,8 @@ def find_twins(cells: Sequence[CellResult]) -> list[list[str]]:
     equal_ends: dict[tuple[tuple[int, float], ...], list[list[CellResult]]] = {}
     for cell in (cell for cell in cells if cell.usable):
         groups = equal_ends.setdefault(tuple(cell.values.items()), [])
-        same = next((group for group in groups if _are_twins(cell, group[0])), None)
+        by_seed = {run.seed: run for run in cell.usable}
+        same = next((group for group in groups if _same_runs(group[0].usable, by_seed)), None)
         if same is None:
             groups.append([cell])
         else:
@@ -278,9 +275,8 @@ def find_twins(cells: Sequence[CellResult]) -> list[list[str]]:
     return [[cell.name for cell in group] for groups in equal_ends.values() for group in groups if len(group) > 1]
 
 
-def _are_twins(cell: CellResult, other: CellResult) -> bool:
-    theirs = {run.seed: run for run in other.usable}
-    return all(run.seed in theirs and _same_run(run, theirs[run.seed]) for run in cell.usable)
+def _same_runs(runs: Iterable[RunRecord], by_seed: Mapping[int, RunRecord]) -> bool:
+    return all(run.seed in by_seed and _same_run(run, by_seed[run.seed]) for run in runs)
 
 
 def _same_run(run: RunRecord, other: RunRecord) -> bool:

@@ -159,7 +159,7 @@ def beside_zero(low: float, high: float) -> Bounds:
 
 def contrast_columns(comparisons: int) -> tuple[str, str, str]:
     """Return the columns of a contrast's row after its effect."""
-    return "verdict", "95% interval", "p (corrected)" if comparisons > 1 else "p"
+    return "verdict", "95% interval", formatting.p_name(comparisons)
 
 
 _HELPS, _SYNERGY, _SUM = ("helps", "hurts"), ("synergy", "conflict"), ("better than the sum", "worse than the sum")
@@ -209,8 +209,8 @@ def _contrasts(
     if not any(c.effect for c in contrasts):
         return None
     measure, digits = analysis.measure, analysis.decimals
-    better, worse, neither = (*_SUM, "inconclusive") if words == _SYNERGY else (*words, "inconclusive")
-    rows = tuple(contrast_row(c, measure, (better, worse, neither), digits) for c in contrasts)
+    readings = (*(_SUM if words == _SYNERGY else words), "inconclusive")
+    rows = tuple(contrast_row(c, measure, readings, digits) for c in contrasts)
     if any(row.outer for row in rows):
         caption += _contrast_bars([len(table) for table in tables])
         title = f"{title}: {_claim(analysis, contrasts)}"
@@ -242,7 +242,7 @@ def _claim(analysis: Analysis, contrasts: Sequence[Contrast]) -> str:
 
 
 def contrast_row(contrast: Contrast, measure: Measure, words: tuple[str, str, str], digits: int) -> ForestRow:
-    """Return a contrast as a row with the columns of its effect and CONTRAST. words: for better, worse and neither."""
+    """Return a contrast as a row of its effect and `contrast_columns`. words: for better, worse and neither."""
     effect, (better, worse, neither) = contrast.effect, words
     reading = verdicts.contrast_verdict(contrast, measure, worse, better, neither)
     reading += f" ({count(contrast.missing, 'run')} missing)" if contrast.missing else ""

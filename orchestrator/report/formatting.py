@@ -68,6 +68,11 @@ def bound_decimals(bound: float, digits: int) -> int:
     return needed if needed <= max(MOST_DECIMALS, digits + 2) else digits
 
 
+def p_name(comparisons: int) -> str:
+    """Return the heading of p values that are corrected for this number of comparisons."""
+    return "p (corrected)" if comparisons > 1 else "p"
+
+
 def level_text(alpha: float) -> str:
     """Return the confidence level of an interval with this error rate: `95%`, `98.5%`."""
     return f"{100 * (1 - alpha):.4g}%"

@@ -75,7 +75,7 @@ def headline(analyses: Sequence[Analysis]) -> str:
     shown = [
         f"{_without(c.name, names)} ({formatting.signed(c.effect.mean, digits)}{unit})"
         for c in found
-        if c.effect and c.effect.at_least is not None
+        if c.effect and c.decided
     ]
     between = f"{names[1]} differs from {names[0]} in the " if len(names) == 2 else "Differences in the "
     none = "No difference between the studies is significant."

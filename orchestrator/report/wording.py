@@ -206,8 +206,7 @@ def _others(analysis: Analysis, verdict: Verdict) -> str:
     if not cells:
         return ""
     shown = shown_names(analysis)
-    named = join_names([shown[cell.name] for cell in cells], NAMED)
-    names = named if len(cells) <= NAMED else f"{len(cells)} cells"
+    names = join_names([shown[cell.name] for cell in cells]) if len(cells) <= NAMED else f"{len(cells)} cells"
     reasons = {verdicts.no_claim(cell, analysis) for cell in cells} if verdict is Verdict.NO_CLAIM else set()
     words = verdicts.word(cells[0], analysis) if verdict is Verdict.NO_EFFECT else OTHERS[verdict]
     words = reasons.pop() if len(reasons) == 1 else words
