@@ -24,7 +24,7 @@ MAX_WIDTH: dict[str, dict[torch.dtype, float]] = {
     "AVX512": {torch.float32: 384, torch.bfloat16: 64},
     "AVX2": {torch.float32: 768, torch.bfloat16: math.inf},
 }
-MIN_WORDS = 8192  # smaller vocabularies are not worth the second that compiling takes
+MIN_WORDS = 2048  # smaller vocabularies are not worth the second that compiling takes
 
 
 def find(weight: Tensor, dtype: torch.dtype) -> type[CompiledHeadLoss | AmxHeadLoss] | None:
