@@ -61,7 +61,7 @@ EXCEPTIONS = {
         "ablatrix.trainer.data.heldout_records",
         "ablatrix.trainer.data.token_store",
     },
-    "ablatrix.orchestrator.submit.preflight": {"ablatrix.trainer.data.tokenizer"},
+    "ablatrix.orchestrator.submit.preflight": {"ablatrix.trainer.data.tokenizer", "ablatrix.trainer.effect_check"},
     "ablatrix.orchestrator.verbs.doctor": {
         "ablatrix.trainer.data.manifest",
         "ablatrix.trainer.data.tokenizer",

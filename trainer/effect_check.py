@@ -13,30 +13,60 @@ import json
 import os
 import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from ablatrix.trainer.schedules import learning_rate
+
+if TYPE_CHECKING:
+    from ablatrix.trainer.config import RunConfig, TrainerConfig
 
 STEPS = 3
 WINDOWS = 4
 SCHEDULE_POINTS = 2000  # rates to compare; for longer schedules, every n-th
 SIZES = ("n_layer", "n_head", "n_kv_head", "n_embd", "vocab_size", "block_size")
+# Settings that change the first steps of every model made of built-in parts; those of the data always do
+EFFECTIVE = {
+    "model": (
+        *(*SIZES, "init_from", "embd_pdrop", "resid_pdrop", "attn_pdrop", "positions", "alibi_trainable"),
+        *("feedforward", "norm", "norm_placement", "qk_norm", "bias", "tie_embeddings"),
+    ),
+    "trainer": ("optimizer", "learning_rate", "betas", "momentum", "weight_decay", "batch_size"),
+    "system": ("seed",),
+}
+
+
+def differ_by_settings(one: RunConfig, other: RunConfig) -> bool:
+    """True if two configurations train differently by their settings alone, whatever a few steps would show.
+
+    False for code of the user's own, which may ignore a setting, and for settings that matter only in some runs.
+    """
+    if any(config.model.custom_components or config.callbacks.custom for config in (one, other)):
+        return False
+    settings = [(section, name) for section, names in EFFECTIVE.items() for name in names]
+    mine, theirs = ([getattr(getattr(config, section), name) for section, name in settings] for config in (one, other))
+    return one.data != other.data or mine != theirs or _rates(one.trainer) != _rates(other.trainer)
 
 
 def signature(tree: dict[str, Any]) -> dict[str, str]:
     """Return {"sizes", "training", "schedule", "end", "data"}: a short hash or description of each."""
     from ablatrix.trainer.config import validate
-    from ablatrix.trainer.schedules import learning_rate
 
     config = validate(tree)
     settings = config.trainer
-    every = max(1, settings.max_iters // SCHEDULE_POINTS)
-    rates = [learning_rate(step, settings) for step in range(1, settings.max_iters + 1, every)]
     return {
         "sizes": "/".join(str(getattr(config.model, name)) for name in (*SIZES, "init_from")),
         "training": _train(config),
-        "schedule": _hash(json.dumps([settings.max_iters, *rates])),
+        "schedule": _hash(json.dumps(_rates(settings))),
         "end": _end(config),
         "data": _hash(config.data.model_dump_json() + f"{settings.batch_size}/{config.system.seed}"),
     }
+
+
+def _rates(settings: TrainerConfig) -> list[float]:
+    """Return the number of steps and the learning rates."""
+    every = max(1, settings.max_iters // SCHEDULE_POINTS)
+    steps = range(1, settings.max_iters + 1, every)
+    return [settings.max_iters, *(learning_rate(step, settings) for step in steps)]
 
 
 def _end(config: Any) -> str:

@@ -147,7 +147,13 @@ def _require_whole_end(path: Path, tail: bytes, is_all: bool) -> None:
 
 
 def _require_offline(info: tokenizer.TokenizerInfo) -> None:
-    """Load a tokenizer as a job does, in a process without network access. Raises OfflineCacheError."""
+    """Check the files of a tokenizer, and load them in a process without network access unless `warm-cache` has.
+
+    Raises OfflineCacheError.
+    """
+    tokenizer.verify(info)
+    if tokenizer.was_loaded_offline(info):
+        return
     try:
         run_module("ablatrix.trainer.data.tokenizer_check", str(info.folder))
     except RunError as error:

@@ -17,12 +17,14 @@ from ablatrix.orchestrator.slurm import commands
 from ablatrix.orchestrator.store import shared_fs
 from ablatrix.orchestrator.study import exported_env
 from ablatrix.orchestrator.study.matrix import first_of_cells
+from ablatrix.orchestrator.study.run_config import require_trainer
 from ablatrix.orchestrator.submit import command_preflight, data_preflight, slurm_preflight, weights_preflight
 from ablatrix.orchestrator.terminal.printing import list_names
 from ablatrix.trainer.config import RunConfig, tokenizer_names
 from ablatrix.trainer.config.field_errors import spell
 from ablatrix.trainer.config.optimization import branch_step
 from ablatrix.trainer.data import tokenizer
+from ablatrix.trainer.effect_check import differ_by_settings
 from ablatrix.trainer.rundir.console import complain, count
 from ablatrix.trainer.rundir.errors import ConfigError, OfflineCacheError, RunError
 from ablatrix.trainer.rundir.program import run_module
@@ -178,22 +180,29 @@ def _bytes_kept(config: RunConfig) -> int:
 
 
 def _check_effects(loaded: Loaded, runs: Sequence[Run]) -> Iterator[str]:
-    """Yield the cells that train exactly like the baseline, found by training a shrunken model of each."""
+    """Yield the cells that train exactly like the baseline.
+
+    Where settings alone do not show the difference, a shrunken model of each is trained, in a process with torch.
+    """
     first = first_of_cells([run for run in runs if run.size == runs[0].size])  # other sizes only differ in scale
     baseline = next((run for run in first.values() if not run.features), None)
     cells = [run for run in first.values() if run.features]
     if len(cells) > MOST_PROBED:
         cells = [run for run in cells if len(run.features) == 1][:MOST_PROBED]
-    if baseline is None or not cells:
+    if baseline is None:
+        return
+    reference = require_trainer(baseline.config)
+    cells = [run for run in cells if not differ_by_settings(require_trainer(run.config), reference)]
+    if not cells:
         return
     configs = [run.config.as_tree() for run in (baseline, *cells)]
     try:
-        reference, *others = json.loads(run_module("ablatrix.trainer.effect_check", text=json.dumps(configs)))
+        same, *others = json.loads(run_module("ablatrix.trainer.effect_check", text=json.dumps(configs)))
     except RunError as error:
         yield f"the model cannot be built and trained: {error}"
         return
     for run, signature in zip(cells, others, strict=True):
-        if signature == reference:
+        if signature == same:
             settings = ", ".join(f"{key}: {spell(value)}" for key, value in run.overrides.items())
             yield (
                 f"{loaded.at('features', run.features[0])}cell {run.cell} has no effect: with {settings} the model, "

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+import platform
 import re
 import shlex
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -130,6 +133,21 @@ def verify(info: TokenizerInfo) -> None:
                 f"tokenizer {info.name!r}: {info.folder / file} is not the file that was put into the cache "
                 f"(its SHA-256 differs from the manifest's): {suggest_warming(info.name, cache_dir)}"
             )
+
+
+def was_loaded_offline(info: TokenizerInfo) -> bool:
+    """True if `warm-cache` has loaded these files offline, with the libraries that are installed now."""
+    entry = read_manifest(info.folder.parent.parent).tokenizers.get(info.name)
+    return entry is not None and entry.sha256() == info.sha256 and entry.versions == library_versions()
+
+
+def library_versions() -> dict[str, str]:
+    """Return the versions of Python and of the libraries that load tokenizers."""
+    found = {"python": platform.python_version()}
+    for package in ("transformers", "tokenizers", "tiktoken", "huggingface_hub"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
+    return found
 
 
 def load(name: str, cache_dir: Path) -> PreTrainedTokenizerFast:

@@ -6,12 +6,10 @@ import argparse
 import glob
 import json
 import os
-import platform
 import sys
 import time
 import uuid
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -187,7 +185,9 @@ def warm_tokenizer(
         for file, content in complete_files(files, name).items():
             atomic_write(staging / file, content)
         facts = verify_offline(staging, name)
-        entry = TokenizerEntry(**origin, **facts, files=_hash_files(staging), date=now(), versions=_versions())
+        entry = TokenizerEntry(
+            **origin, **facts, files=_hash_files(staging), date=now(), versions=tokenizer.library_versions()
+        )
         _replace_folder(staging, folder)
     finally:
         remove(staging)
@@ -316,13 +316,3 @@ def warm_tokens(paths: Sequence[Path], text_key: str, name: str, cache_dir: Path
     skipped = describe_skipped(path, meta.lines, meta.skipped, meta.first_skipped)
     if skipped:
         say(skipped)
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for package in ("transformers", "tokenizers", "tiktoken", "huggingface_hub"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found

@@ -116,6 +116,15 @@ def test_cells_that_train_on_more_tokens_are_named(workspace: Workspace, monkeyp
     assert f"(batch: {tokens['batch']}; baseline: {tokens['baseline']})" in warning
 
 
+def test_a_cell_that_trains_like_the_baseline(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(workspace.folder)
+    path = workspace.write_study(extra="design: [baseline, one_at_a_time]\n")
+    path.write_text(path.read_text().replace("features:\n", "features:\n  often: {trainer.eval_interval: 7}\n"))
+    plan = make_plan(Options(path, "local"))
+    (problem,) = preflight._check_effects(plan.loaded, plan.runs)
+    assert "cell often has no effect: with trainer.eval_interval: 7 the model" in problem
+
+
 def test_checkpoints_that_a_failed_run_has_left_need_no_further_room(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import unicodedata
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,15 @@ def test_the_sample_is_found(info: TokenizerInfo, reference: Any) -> None:
     assert reference.eos_token_id == 4095
     assert type(reference).__name__ in ("GPT2Tokenizer", "GPT2TokenizerFast")
     assert reference.decode(reference.encode("def f(x):\n    return x")) == "def f(x):\n    return x"
+
+
+def test_what_warm_cache_has_loaded_with_other_libraries_is_loaded_again(
+    info: TokenizerInfo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert tokenizer.was_loaded_offline(info)
+    assert not tokenizer.was_loaded_offline(replace(info, sha256="0" * 64))
+    monkeypatch.setattr(tokenizer, "library_versions", lambda: {"transformers": "0"})
+    assert not tokenizer.was_loaded_offline(info)
 
 
 def test_finding_needs_neither_torch_nor_transformers(offline_cache: Path) -> None:
