@@ -1,8 +1,8 @@
 """Speed of the orchestrator on large studies: plan of 3,072 runs; submit, status and a second submit of 1,024.
 
 `python -m benchmarks.scale` prints a Markdown table. The scheduler is a stub that answers immediately, so that only the
-orchestrator is measured. The checks of `submit` (the tokenizer, the corpus, what Slurm accepts) take the same time for 7
-runs and for 1,024; the row of 7 runs shows it.
+orchestrator is measured. The checks of `submit` (tokenizer, corpus, what Slurm accepts) take the same time for 7 runs
+and for 1,024; the row of 7 runs shows it.
 """
 
 from __future__ import annotations

@@ -112,16 +112,18 @@ def controller_error(message: str) -> ControllerError:
     return NoAnswerError(message) if any(known in message for known in NO_ANSWER) else ControllerError(message)
 
 
-def queue(user: str = "") -> dict[str, Job]:
+def queue(user: str = "", token: str = "") -> dict[str, Job]:
     """Return all waiting or running jobs of a user by id, with one call of squeue. Raises ControllerError.
 
-    user: name or uid; default: this process's, because LOGNAME and USER may name another user after `su`.
+    user: name or uid; default: this process's, because LOGNAME and USER may name another user after `su`. token: only
+    jobs with this token.
     """
     users = {user} if user else own_names()
     # the comment and the script's path come last because they may contain a bar
     form = "--format=%i|%T|%u|%N|%r|%k|%o"
     command = ["squeue", "--noheader", "--array", f"--user={user or os.getuid()}", "--states=all", form]
-    return parse_squeue(run_command(command), *users)
+    lines = run_command(command).split("\n")
+    return parse_squeue("\n".join(line for line in lines if token in line), *users)
 
 
 def own_names() -> set[str]:

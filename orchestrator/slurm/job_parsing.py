@@ -29,6 +29,7 @@ ENDED = (
 # A job's id as Slurm writes it: 123, 123_4, 123+1 (a part of a heterogeneous job), 123_[0,4-9:2%3]
 _JOB_ID = re.compile(r"[0-9]{1,10}(?:_[0-9]{1,10}|\+[0-9]{1,10})?")
 _ARRAY = re.compile(r"([0-9]{1,10})_\[([0-9,:-]*)(?:%[0-9]+)?\]?")
+_STATE = re.compile(r"[A-Z_]+")
 _RANGE = re.compile(r"([0-9]{1,10})(?:-([0-9]{1,10})(?::([0-9]{1,10}))?)?")
 LARGEST_INDEX = 4_000_000  # of an array task (MaxArraySize is at most 4,000,001)
 NO_TASK = ("4294967294", "N/A")  # ArrayTaskId of a record that stands for all tasks of the array
@@ -105,7 +106,7 @@ def expand(job_id: str) -> Iterator[str]:
 def full_state(word: str) -> str:
     """Return a state without what Slurm may append to it (`CANCELLED by 1000`); '' if the text is not a state."""
     word = word.strip().split(" ")[0].upper()
-    return word if re.fullmatch(r"[A-Z_]+", word) else ""
+    return word if _STATE.fullmatch(word) else ""
 
 
 def is_known(state: str) -> bool:

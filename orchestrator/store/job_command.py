@@ -21,10 +21,9 @@ def trainer_command(run_dir: Path | str) -> list[str]:
 
     `-P` keeps the working folder off sys.path: the trainer comes from PYTHONPATH, the code snapshot.
     """
-    if is_command(Path(run_dir)):
+    if is_command(run_dir):
         return [sys.executable, "-P", "-m", "ablatrix.orchestrator.job", str(run_dir)]
-    config = Path(run_dir) / run_files.CONFIG
-    flags = ["--config", str(config), f"--system.work_dir={run_dir}", "--trainer.resume=auto"]
+    flags = ["--config", f"{run_dir}/{run_files.CONFIG}", f"--system.work_dir={run_dir}", "--trainer.resume=auto"]
     return [sys.executable, "-P", "-m", "ablatrix.trainer", *flags]
 
 

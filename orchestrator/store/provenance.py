@@ -9,12 +9,12 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from ablatrix.orchestrator.store import code_snapshot
+from ablatrix.orchestrator.store import code_snapshot, job_command
 from ablatrix.orchestrator.study import secrets
 from ablatrix.trainer.rundir import recorded_inputs, run_files
 from ablatrix.trainer.rundir.files import atomic_write
@@ -49,28 +49,38 @@ def collect(code: Path) -> dict[str, Any]:
     }
 
 
-def write(
-    folder: Path, shared: Mapping[str, Any], command: Sequence[str], facts: Mapping[str, Any] | None = None
-) -> None:
-    """Write a run's provenance.json with these facts and those that were added before. Raises OSError."""
-    before = _read(folder)
-    kept = {name: before[name] for name in FACTS if name in before}
-    _replace(folder, {"command": list(command), **shared, **kept, **(facts or {})})
+def write(folders: Iterable[Path], shared: Mapping[str, Any], facts: Mapping[str, Mapping[str, Any]]) -> None:
+    """Write provenance.json of runs: their commands, `shared`, and facts about each. Raises OSError.
+
+    facts: run id -> facts that are added to those in the folder.
+    """
+    text = _entries(shared)
+    for folder in folders:
+        before = _read(folder)
+        kept = {name: before[name] for name in FACTS if name in before}
+        own = _entries({**kept, **facts.get(folder.name, {})})
+        command = _entries({"command": job_command.trainer_command(folder)})
+        _replace(folder, ",\n".join(filter(None, (command, text, own))))
 
 
 def add_facts(folder: Path, facts: Mapping[str, Any]) -> None:
     """Record facts about one run, such as its corpus fingerprint, for the process that queues it. Raises OSError."""
     before = _read(folder)
     if {**before, **facts} != before:
-        _replace(folder, {**before, **facts})
+        _replace(folder, _entries({**before, **facts}))
 
 
 def _read(folder: Path) -> dict[str, Any]:
-    return run_files.read_json(folder / run_files.PROVENANCE) or {}
+    return run_files.read_json(f"{folder}/{run_files.PROVENANCE}") or {}
 
 
-def _replace(folder: Path, record: Mapping[str, Any]) -> None:
-    atomic_write(folder / run_files.PROVENANCE, json.dumps(record, indent=1) + "\n", durable=False)
+def _entries(record: Mapping[str, Any]) -> str:
+    """Return the lines between the braces of a JSON object."""
+    return json.dumps(record, indent=1)[2:-2]
+
+
+def _replace(folder: Path, entries: str) -> None:
+    atomic_write(f"{folder}/{run_files.PROVENANCE}", f"{{\n{entries}\n}}\n", durable=False)
 
 
 def snapshots_of(runs: Iterable[Path]) -> dict[str, bool]:

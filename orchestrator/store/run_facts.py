@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from ablatrix.orchestrator.study import dotted
 from ablatrix.orchestrator.study.command import SPEC
 from ablatrix.trainer.rundir import run_files
-from ablatrix.trainer.rundir.files import read_bytes_strict
+from ablatrix.trainer.rundir.files import StrPath, read_bytes_strict
 from ablatrix.trainer.rundir.program import ROOT
 
 
@@ -18,7 +19,7 @@ def read_summary(folder: Path) -> dict[str, Any] | None:
 
     Raises OSError if the file system fails, which does not mean that the run has no result.
     """
-    content = read_bytes_strict(folder / run_files.SUMMARY)
+    content = read_bytes_strict(f"{folder}/{run_files.SUMMARY}")
     try:
         summary = run_files.parse_json(content.decode("utf-8"))
     except ValueError:
@@ -40,9 +41,9 @@ def planned_steps(folder: Path, summary: Mapping[str, Any] | None = None) -> int
     return steps if isinstance(steps, int) and steps > 0 else 0
 
 
-def is_command(folder: Path) -> bool:
+def is_command(folder: StrPath) -> bool:
     """True if the run is a user's command instead of our trainer."""
-    return (folder / SPEC).exists()
+    return os.path.exists(f"{folder}/{SPEC}")
 
 
 def is_distributed(folder: Path) -> bool:
@@ -66,5 +67,5 @@ def find_foreign_code(folder: Path) -> str:
 
 
 def _trainer_settings(folder: Path) -> dict[str, Any]:
-    section = (run_files.read_json(folder / run_files.CONFIG) or {}).get("trainer")
+    section = (run_files.read_json(f"{folder}/{run_files.CONFIG}") or {}).get("trainer")
     return section if isinstance(section, dict) else {}

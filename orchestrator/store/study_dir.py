@@ -23,7 +23,7 @@ from ablatrix.orchestrator.study.notify_settings import Notify  # noqa: TC001 (p
 from ablatrix.orchestrator.study.tuning import Tuning  # noqa: TC001 (pydantic reads the annotation)
 from ablatrix.trainer.rundir import run_files
 from ablatrix.trainer.rundir.errors import RunError, UserError
-from ablatrix.trainer.rundir.files import atomic_write, make_folder, read_text_strict
+from ablatrix.trainer.rundir.files import atomic_write, list_folder, make_folder, read_text_strict
 from ablatrix.trainer.rundir.owners import is_own, owner_name, personal
 from ablatrix.trainer.rundir.program import program
 
@@ -234,11 +234,10 @@ def study_runs(folder: Path, runs: Sequence[Run]) -> list[StudyRun]:
 
 
 def _create_run(folder: Path, run: Run, origins: Origins | None) -> None:
-    make_folder(folder)
-    files = run.config.files(folder, run.cell)
-    if any(not (folder / name).exists() for name in files):
-        _write_config(folder, run, files, origins)
-    elif origins and not (folder / ORIGINS).exists():
+    there = [] if make_folder(folder) else list_folder(folder)
+    if not set(run.config.FILES).issubset(there):
+        _write_config(folder, run, run.config.files(folder, run.cell), origins)
+    elif origins and ORIGINS not in there:
         _write_origins(folder, run, origins)
 
 
@@ -251,7 +250,7 @@ def update_configs(study: Study, runs: Iterable[Run], origins: Origins | None = 
         folder = study.folder / run.id
         try:
             files = run.config.files(folder, run.cell)
-            if any(read_text_strict(folder / name) != text for name, text in files.items()):
+            if any(read_text_strict(f"{folder}/{name}") != text for name, text in files.items()):
                 _write_config(folder, run, files, origins)
         except OSError as error:
             raise RunError(f"cannot write to {error.filename or folder}: {error.strerror}") from None
@@ -261,11 +260,11 @@ def _write_config(folder: Path, run: Run, files: Mapping[str, str], origins: Ori
     if origins:
         _write_origins(folder, run, origins)
     for name, text in files.items():
-        atomic_write(folder / name, text, durable=False)
+        atomic_write(f"{folder}/{name}", text, durable=False)
 
 
 def _write_origins(folder: Path, run: Run, origins: Origins) -> None:
-    atomic_write(folder / ORIGINS, origins(run), durable=False)
+    atomic_write(f"{folder}/{ORIGINS}", origins(run), durable=False)
 
 
 def read_plan(folder: Path) -> dict[str, Any]:

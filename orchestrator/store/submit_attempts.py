@@ -14,7 +14,7 @@ import os
 import secrets
 import socket
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from ablatrix.orchestrator.store import shared_fs
@@ -47,24 +47,24 @@ def new_token() -> str:
 
 def newest(run_dir: Path) -> int:
     """Return the number of the newest attempt, 0 if there is none. Raises OSError."""
-    return claims.newest(run_dir / FOLDER)
+    return claims.newest(f"{run_dir}/{FOLDER}")
 
 
 def take(run_dir: Path, attempt: int) -> bool:
     """Claim this attempt; return False if another submit has it. Raises OSError if the folder cannot be written."""
-    return claims.take(run_dir / FOLDER, attempt)
+    return claims.take(f"{run_dir}/{FOLDER}", attempt)
 
 
 def describe(run_dir: Path, claim: Claim) -> None:
     """Write claim.json, before the job is submitted."""
-    path = run_dir / FOLDER / str(claim.attempt) / "claim.json"
     by = f"on {socket.gethostname()}, process {os.getpid()},"
-    atomic_write(path, json.dumps({**asdict(claim), "by": by}), durable=False)
+    text = json.dumps({**vars(claim), "by": by})
+    atomic_write(f"{run_dir}/{FOLDER}/{claim.attempt}/claim.json", text, durable=False)
 
 
 def read(run_dir: Path, attempt: int) -> Claim:
     """Return a claim, of which only the number is known until its owner has described it."""
-    record = run_files.read_json(run_dir / FOLDER / str(attempt) / "claim.json") or {}
+    record = run_files.read_json(f"{run_dir}/{FOLDER}/{attempt}/claim.json") or {}
     token, index, tasks = (record.get(name) for name in ("token", "index", "tasks"))
     if not isinstance(token, str) or not all(type(n) is int and 0 <= n < 2**32 for n in (index, tasks)):
         return Claim(attempt)

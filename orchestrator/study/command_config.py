@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ablatrix.orchestrator.study import command_flags, command_template, dotted
 from ablatrix.orchestrator.study.command import CONFIG_FILE, SPEC
@@ -29,6 +29,8 @@ SETTINGS = "settings"  # in config.json
 @dataclass(frozen=True)
 class CommandConfig:
     """The resolved configuration of a run; see `run_config.Config`. settings: dotted key -> value."""
+
+    FILES: ClassVar[tuple[str, ...]] = (SPEC, CONFIG_FILE, run_files.CONFIG)
 
     settings: dict[str, Any]
     keys: CommandKeys

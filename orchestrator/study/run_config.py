@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 from ablatrix.orchestrator.study import dotted
 from ablatrix.orchestrator.study.command_config import CommandConfig
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 class Config(Protocol):
     """The resolved configuration of a run."""
+
+    FILES: ClassVar[tuple[str, ...]]  # names of `files`
 
     def fingerprint(self) -> str:
         """Return the first 8 hex digits of the SHA-256 of everything that affects the result."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from ablatrix.models.config import count_parameters, flops_per_token
 from ablatrix.orchestrator.study.metric import NLL, Measure
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 class TrainerRunConfig(RunConfig):
     """A resolved configuration of our trainer; see `run_config.Config`."""
+
+    FILES: ClassVar[tuple[str, ...]] = (run_files.CONFIG,)
 
     def with_seeds(self, seeds: Sequence[int]) -> Iterator[tuple[Self, str]]:
         for seed, fingerprint in zip(seeds, self.fingerprints(seeds), strict=True):

@@ -129,7 +129,7 @@ def prepare(
             submit_attempts.describe(run.folder, submit_attempts.Claim(attempt, batch.token, index, len(jobs)))
             # every later event belongs to this attempt; a job may start before its id is known
             append_event(run.folder, "submitting", attempt=attempt, token=batch.token)
-            provenance.write(run.folder, shared, job_command.trainer_command(run.folder), (facts or {}).get(run.id))
+    provenance.write((run.folder for run, _ in batch.members), shared, facts or {})
     return batch
 
 

@@ -24,6 +24,7 @@ from ablatrix.orchestrator.terminal.printing import list_names
 from ablatrix.trainer.data.corpus_settings import follow_corpus
 from ablatrix.trainer.rundir.console import complain, count
 from ablatrix.trainer.rundir.errors import UserError
+from ablatrix.trainer.rundir.files import list_folder
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -68,6 +69,7 @@ class Plan:
     launcher: str
     options: Options = field(default_factory=lambda: Options(Path()))
     earlier: dict[str, EarlierRun] = field(default_factory=dict)  # run id -> the run it replaces or continues
+    existed: set[str] = field(default_factory=set)  # names in the study's folder before `create`
     _origins: dict[str, str] = field(default_factory=dict)  # cell -> origins.json of its runs
 
     @property
@@ -158,7 +160,7 @@ class Plan:
 
     def create(self) -> Study:
         """Create the folders of the study and its runs; existing files stay as they are."""
-        experiment = self.loaded.experiment
+        experiment, self.existed = self.loaded.experiment, set(list_folder(self.folder))
         return study_dir.create_study(
             self.folder,
             experiment.name,

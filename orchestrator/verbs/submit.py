@@ -233,7 +233,7 @@ def _update_folders(plan: Plan, study: Study, ids: set[str]) -> dict[str, dict[s
     """
     runs, inputs = [run for run in plan.runs if run.id in ids], changed_inputs.Inputs()
     found: dict[str, dict[str, Any]] = {}
-    study_dir.update_configs(study, runs, plan.origins_json)
+    study_dir.update_configs(study, [run for run in runs if run.id in plan.existed], plan.origins_json)
     try:
         for run in runs:
             folder, before = study.folder / run.id, plan.earlier.get(run.id)

@@ -7,27 +7,21 @@ write to its folder (`.attempts`, attempts.py).
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from ablatrix.trainer.rundir.files import list_folder, make_folder
+from ablatrix.trainer.rundir.files import StrPath, create_folder, list_folder, make_folder
 
 
-def newest(folder: Path) -> int:
+def newest(folder: StrPath) -> int:
     """Return the highest number claimed, 0 if there is none. Raises OSError."""
     return max((int(name) for name in list_folder(folder) if name.isascii() and name.isdigit()), default=0)
 
 
-def take(folder: Path, number: int | str) -> bool:
+def take(folder: StrPath, number: int | str) -> bool:
     """Claim a number or a name; return False if another process has it. Raises OSError if it cannot be written."""
     make_folder(folder)
-    try:
-        (folder / str(number)).mkdir()
-    except FileExistsError:
-        return False
-    return True
+    return create_folder(f"{folder}/{number}")
 
 
-def take_next(folder: Path) -> int:
+def take_next(folder: StrPath) -> int:
     """Claim and return the lowest number above all others, creating missing parent folders. Raises OSError."""
     make_folder(folder, parents=True)
     number = newest(folder) + 1

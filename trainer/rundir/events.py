@@ -42,7 +42,7 @@ def append_event(run_dir: Path, event: str, **fields: Any) -> None:
         record["job_id"] = job
         if os.environ.get("SLURM_CLUSTER_NAME"):
             record["cluster"] = os.environ["SLURM_CLUSTER_NAME"]
-    append_line(run_dir / EVENTS, json.dumps({**record, **fields}))
+    append_line(f"{run_dir}/{EVENTS}", json.dumps({**record, **fields}))
 
 
 def note(run_dir: Path, event: str, **fields: Any) -> None:
@@ -75,7 +75,7 @@ def read_events(run_dir: Path, certain: bool = False, newest_only: Collection[st
     certain: raise OSError if the file system fails, instead of returning no events. newest_only: kinds of events of
     which only the newest few before an event of a different kind are read; parsing thousands of heartbeats is slow.
     """
-    path = run_dir / EVENTS
+    path = f"{run_dir}/{EVENTS}"
     text = read_bytes_strict(path).decode("utf-8", "replace") if certain else read_text(path)
     text = _without_older(text, newest_only)
     return [record for record in json_objects(text) if _is_event(record)]

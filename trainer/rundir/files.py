@@ -18,7 +18,7 @@ import os
 import socket
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, BinaryIO, TypeVar
 
@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 
 T = TypeVar("T")
+StrPath = str | os.PathLike[str]  # with thousands of files, a Path of each takes as long as writing it
 
 TRANSIENT = frozenset({errno.EIO, errno.ESTALE, errno.EINTR, errno.EAGAIN})
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})  # EFBIG: the file exceeds the size limit
@@ -40,7 +41,7 @@ NO_FOLDER = "in the way of a folder; remove it"
 PLAIN, PRIVATE = 0o666, 0o600  # modes before the umask; PRIVATE is for what may contain a secret
 
 
-def open_file(path: Path, flags: int, mode: int = PLAIN) -> int:
+def open_file(path: StrPath, flags: int, mode: int = PLAIN) -> int:
     """Open a file like `os.open`. Raises OSError unless it is a regular file with a single hard link."""
     # O_NONBLOCK: do not wait for the other end of a FIFO. Truncate only once this is known to be a plain file
     safe = (flags & ~os.O_TRUNC) | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -71,7 +72,7 @@ def open_to_append(path: Path) -> BinaryIO:
     return os.fdopen(open_file(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT), "ab")
 
 
-def create(path: Path, content: bytes | str, mode: int = PLAIN) -> None:
+def create(path: StrPath, content: bytes | str, mode: int = PLAIN) -> None:
     """Write a new file. Raises FileExistsError if the name is taken, OSError if it cannot be written."""
     with _closing(open_file(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)) as descriptor:
         _write_all(descriptor, content.encode() if isinstance(content, str) else content)
@@ -86,23 +87,33 @@ def touch(path: Path) -> None:
         os.close(descriptor)
 
 
-def make_folder(path: Path, parents: bool = False) -> None:
-    """Create a folder unless it exists. Raises OSError if the name is a link or not a folder.
+def make_folder(path: StrPath, parents: bool = False) -> bool:
+    """Create a folder unless it exists; return True if it is new. Raises OSError if the name is a link or not a folder.
 
     parents: also create missing parent folders; existing ones may be links.
     """
     try:
-        os.mkdir(path)
+        if create_folder(path):
+            return True
     except FileNotFoundError:
         if not parents:
             raise
-        path.parent.mkdir(parents=True, exist_ok=True)
-        make_folder(path)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        return make_folder(path)
+    require_folder(path)
+    return False
+
+
+def create_folder(path: StrPath) -> bool:
+    """Create a folder; return False if the name is taken. Raises OSError."""
+    try:
+        os.mkdir(path)
     except FileExistsError:
-        require_folder(path)
+        return False
+    return True
 
 
-def require_folder(path: Path) -> None:
+def require_folder(path: StrPath) -> None:
     """Raise OSError unless the path is a folder, and not a link to one."""
     kind = os.lstat(path).st_mode
     if stat.S_ISLNK(kind):
@@ -125,7 +136,7 @@ def remove(path: Path) -> None:
             os.unlink(path)
 
 
-def open_for_reading(path: Path, buffering: int = -1) -> BinaryIO:
+def open_for_reading(path: StrPath, buffering: int = -1) -> BinaryIO:
     """Open a plain file for reading, following links. Raises OSError for anything else: a pipe would block."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     kind = os.fstat(descriptor).st_mode
@@ -135,13 +146,13 @@ def open_for_reading(path: Path, buffering: int = -1) -> BinaryIO:
     return open(descriptor, "rb", buffering)
 
 
-def read_bytes(path: Path) -> bytes:
+def read_bytes(path: StrPath) -> bytes:
     """Return a file's content. Raises OSError like `open_for_reading`."""
     with open_for_reading(path) as file:
         return file.read()
 
 
-def read_bytes_strict(path: Path) -> bytes:
+def read_bytes_strict(path: StrPath) -> bytes:
     """Return a file's content, b'' only if the file does not exist.
 
     Raises OSError if the file system fails for longer than `retry` waits: the content is then unknown, not empty.
@@ -154,7 +165,7 @@ def read_bytes_strict(path: Path) -> bytes:
         return b""
 
 
-def read_text_strict(path: Path) -> str:
+def read_text_strict(path: StrPath) -> str:
     """Return the text of a file that is to be rewritten, '' only if it does not exist. Raises OSError."""
     try:
         return retry(path, lambda: read_bytes(path)).decode("utf-8", "replace")
@@ -162,7 +173,7 @@ def read_text_strict(path: Path) -> str:
         return ""
 
 
-def list_folder(path: Path) -> list[str]:
+def list_folder(path: StrPath) -> list[str]:
     """Return the names in a folder, [] if it does not exist. Raises OSError.
 
     Makes an NFS client ask the server; looking up a single name may not.
@@ -173,7 +184,7 @@ def list_folder(path: Path) -> list[str]:
         return []
 
 
-def retry(path: Path, action: Callable[[], T]) -> T:
+def retry(path: StrPath, action: Callable[[], T]) -> T:
     """Return the result of `action()`, called again with growing pauses while it fails with a TRANSIENT error.
 
     path: path to name in warnings and in the error. Raises the first OSError that is not transient, or the last one.
@@ -193,7 +204,7 @@ def retry(path: Path, action: Callable[[], T]) -> T:
 
 
 def replace(
-    path: Path,
+    path: StrPath,
     write: Callable[[IO[bytes]], object] | bytes,
     durable: bool = True,
     guard: Callable[[], None] = lambda: None,
@@ -210,7 +221,7 @@ def replace(
 
     def once() -> None:
         mark = f"{socket.gethostname()}.{os.getpid()}.{os.urandom(4).hex()}"
-        temporary = Path(folder, f".{name}.{mark}.tmp")
+        temporary = os.path.join(folder, f".{name}.{mark}.tmp")
         try:
             _fill(temporary, write, durable, mode)
             guard()
@@ -218,18 +229,18 @@ def replace(
         except BaseException as error:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
-            if isinstance(error, OSError) and error.filename == str(temporary):
+            if isinstance(error, OSError) and error.filename == temporary:
                 error.filename = str(path)  # the path that the user knows
             raise
         if durable:
-            sync_folder(path.parent)
+            sync_folder(Path(path).parent)
 
     # A failed fsync drops the data: everything must be written again, repeating the fsync is not enough
     retry(path, once)
 
 
 def atomic_write(
-    path: Path,
+    path: StrPath,
     content: bytes | str,
     durable: bool = True,
     guard: Callable[[], None] = lambda: None,
@@ -239,7 +250,7 @@ def atomic_write(
     replace(path, content.encode() if isinstance(content, str) else content, durable, guard, mode)
 
 
-def append_line(path: Path, line: str, guard: Callable[[], None] = lambda: None) -> None:
+def append_line(path: StrPath, line: str, guard: Callable[[], None] = lambda: None) -> None:
     """Append one line in a single write; if a kill has left a partial last line, terminate that line first.
 
     guard: called between opening and writing; an exception from it prevents the write. If the file is replaced after
@@ -299,7 +310,7 @@ class _Raw(io.RawIOBase):
         return len(data)
 
 
-def _fill(path: Path, write: Callable[[IO[bytes]], object] | bytes, durable: bool, mode: int) -> None:
+def _fill(path: StrPath, write: Callable[[IO[bytes]], object] | bytes, durable: bool, mode: int) -> None:
     with _closing(open_file(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)) as descriptor:
         if isinstance(write, bytes):
             _write_all(descriptor, write)
@@ -326,7 +337,7 @@ def _write_all(descriptor: int, data: bytes | memoryview) -> None:
         left = left[os.write(descriptor, left) :]
 
 
-def _rename(temporary: Path, path: Path) -> None:
+def _rename(temporary: str, path: StrPath) -> None:
     try:
         os.replace(temporary, path)
     except FileNotFoundError as error:
@@ -346,13 +357,18 @@ def _append(descriptor: int, data: bytes, size: int) -> None:
         raise
 
 
-@contextlib.contextmanager
-def _closing(descriptor: int) -> Iterator[int]:
+class _closing:  # noqa: N801  (contextlib.contextmanager would take as long as the writing)
     """Close a descriptor exactly once; an error from close() is raised unless an exception is already propagating."""
-    try:
-        yield descriptor
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.close(descriptor)
-        raise
-    os.close(descriptor)
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+
+    def __enter__(self) -> int:
+        return self.descriptor
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        try:
+            os.close(self.descriptor)
+        except OSError:
+            if kind is None:
+                raise

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ablatrix.trainer.rundir.files import read_bytes
+from ablatrix.trainer.rundir.files import StrPath, read_bytes
 
 CONFIG = "config.json"
 ARGS = "args.txt"
@@ -52,12 +52,12 @@ def parse_json(text: str) -> Any:
 def json_objects(text: str) -> Iterator[dict[str, Any]]:
     """Yield the JSON objects of a text with one object per line, skipping other lines, such as a torn one."""
     for line in text.split("\n"):
-        record = parse_json(line)
+        record = parse_json(line) if line else None
         if isinstance(record, dict):
             yield record
 
 
-def read_json(path: Path) -> dict[str, Any] | None:
+def read_json(path: StrPath) -> dict[str, Any] | None:
     """Return the object in a JSON file, or None if it cannot be read."""
     try:
         value = parse_json(read_bytes(path).decode("utf-8"))
@@ -66,7 +66,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
-def read_text(path: Path) -> str:
+def read_text(path: StrPath) -> str:
     """Return the text of a file, '' if it cannot be read; bytes that are not UTF-8 are replaced."""
     try:
         return read_bytes(path).decode("utf-8", "replace")

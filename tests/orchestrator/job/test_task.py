@@ -192,7 +192,7 @@ def test_stopped_by_its_file_until_the_next_submit(workspace: Workspace, run: St
 def test_code_that_was_not_promised_is_not_run(workspace: Workspace, run: StudyRun) -> None:
     """The snapshot was purged while the job waited, and another copy is on PYTHONPATH."""
     code = code_snapshot.take(workspace.folder / ".snapshots")
-    provenance.write(run.folder, {"code_snapshot": code.name}, [])
+    provenance.write([run.folder], {"code_snapshot": code.name}, {})
     shutil.rmtree(code)
     other = workspace.env()["PYTHONPATH"]
     environment = {**workspace.env(), "PYTHONPATH": f"{code}:{other}", "SLURM_JOB_ID": "77"}

@@ -167,7 +167,7 @@ class TestInputs:
     def test_a_stopped_run(self, tmp_path: Path, corpus: Path) -> None:
         _, study = make(tmp_path)
         folder = study.runs[0].folder
-        provenance.write(folder, {recorded_inputs.CORPUS: "of another file"}, [])
+        provenance.write([folder], {recorded_inputs.CORPUS: "of another file"}, {})
         assert self.refused(tmp_path) == "", "nothing was trained"
         loss_csv.LossLog(folder, 0).write({"iter": 3, "loss": 3.5})
         assert "since 1 run of this study used it" in self.refused(tmp_path)
