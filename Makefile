@@ -39,7 +39,8 @@ $(INSTALLED): requirements.txt requirements-cuda.txt requirements/common.txt
 	build=$(or $(TORCH),$$($(find_torch))); \
 	if [ $$build = cuda ]; then lock=requirements-cuda.txt; else lock=requirements.txt; fi; \
 	echo "make: installing $$lock into $(VENV)"; \
-	$(BIN)/python $(PIP) -r $$lock && $(BIN)/python -I -m pip check && touch $(VENV)/.installed-$$build
+	$(BIN)/python $(PIP) --no-compile -r $$lock && $(BIN)/python -I -m pip check && touch $(VENV)/.installed-$$build
+	$(BIN)/python -I -m compileall -qq -j 4 $(VENV)/lib || : # pip would use one process; files for other versions fail
 	touch $(VENV)/.installed
 
 # Install the command `ablatrix`, which runs the code of this checkout.
