@@ -70,7 +70,7 @@ def require_within_budget(experiment: Experiment, runs: Sequence[Run], hours: Ma
 
 def describe(experiment: Experiment, runs: Sequence[Run], hours: Mapping[str, float]) -> str:
     """Return a summary such as `21 runs, 86 M tokens, about 12.3 GPU-hours of a budget of 40`."""
-    each = [run.config.tokens for run in runs]
+    each = [run.cell_config.tokens for run in runs]
     text = f"{count(len(runs), 'run')}"
     text += f", {sum(n or 0 for n in each) / 1e6:,.3g} M tokens" if None not in each else ""
     if all(run.cell in hours for run in runs):

@@ -8,8 +8,9 @@ import os
 import shlex
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -156,7 +157,7 @@ def create_study(
     record["runs"] = [
         {"id": r.id, "cell": r.cell, "seed": r.seed, "features": list(r.features), "overrides": r.overrides}
         | ({"size": r.size} if r.size else {})
-        | ({"steps": r.config.steps} if r.config.steps else {})
+        | ({"steps": steps} if (steps := r.cell_config.steps) else {})
         for r in runs
     ]
     record |= {name: value for name, value in (fields or {}).items() if value}
@@ -166,8 +167,8 @@ def create_study(
     try:
         make_folder(folder, parents=True)
         make_folder(folder / LOGS)
-        for run in runs:
-            _create_run(folder / run.id, run, origins)
+        for run, files in _files_of(folder, runs):
+            _create_run(f"{folder}/{run.id}", run, files, origins)
         atomic_write(folder / STUDY, json.dumps(record, indent=1) + "\n")
     except OSError as error:
         raise UserError(f"cannot write to {error.filename or folder}: {error.strerror}") from None
@@ -193,7 +194,7 @@ def plan_fields(folder: Path, runs: Sequence[Run], looks: Looks | None, margin: 
         margins = [*margins, [now, margin]]
     plan = asdict(plan_of(runs, looks)) | {"looks": looks.as_record() if looks else None}
     if not plans or any(plans[-1].get(name) != plan[name] for name in ("seeds", "cells", "looks")):
-        finished = sum((folder / run.id / run_files.SUMMARY).exists() for run in runs)
+        finished = sum(os.path.exists(f"{folder}/{run.id}/{run_files.SUMMARY}") for run in runs)
         plans = [*plans, plan | {"time": now, "finished": finished}]
     return {"margins": margins, "plans": plans}
 
@@ -228,15 +229,23 @@ def snapshot_store(folder: Path) -> Path:
 def study_runs(folder: Path, runs: Sequence[Run]) -> list[StudyRun]:
     """Return planned runs as runs of a study in `folder`, whether or not their folders exist."""
     return [
-        StudyRun(r.id, r.cell, r.seed, list(r.features), r.overrides, folder / r.id, r.size, r.config.steps or 0)
+        StudyRun(r.id, r.cell, r.seed, list(r.features), r.overrides, folder / r.id, r.size, r.cell_config.steps or 0)
         for r in runs
     ]
 
 
-def _create_run(folder: Path, run: Run, origins: Origins | None) -> None:
+def _files_of(folder: Path, runs: Iterable[Run]) -> Iterator[tuple[Run, dict[str, str]]]:
+    """Yield each run and the files of its configuration, which the runs of a cell have in common for the most part."""
+    for _, members in groupby(runs, key=lambda run: id(run.cell_config)):
+        group = list(members)
+        places = [(run.trained_seed, folder / run.id) for run in group]
+        yield from zip(group, group[0].cell_config.files(places, group[0].cell), strict=True)
+
+
+def _create_run(folder: str, run: Run, files: Mapping[str, str], origins: Origins | None) -> None:
     there = [] if make_folder(folder) else list_folder(folder)
-    if not set(run.config.FILES).issubset(there):
-        _write_config(folder, run, run.config.files(folder, run.cell), origins)
+    if not files.keys() <= set(there):
+        _write_config(folder, run, files, origins)
     elif origins and ORIGINS not in there:
         _write_origins(folder, run, origins)
 
@@ -246,24 +255,23 @@ def update_configs(study: Study, runs: Iterable[Run], origins: Origins | None = 
 
     Raises RunError if a configuration cannot be written.
     """
-    for run in runs:
-        folder = study.folder / run.id
+    for run, files in _files_of(study.folder, runs):
+        folder = f"{study.folder}/{run.id}"
         try:
-            files = run.config.files(folder, run.cell)
             if any(read_text_strict(f"{folder}/{name}") != text for name, text in files.items()):
                 _write_config(folder, run, files, origins)
         except OSError as error:
             raise RunError(f"cannot write to {error.filename or folder}: {error.strerror}") from None
 
 
-def _write_config(folder: Path, run: Run, files: Mapping[str, str], origins: Origins | None) -> None:
+def _write_config(folder: str, run: Run, files: Mapping[str, str], origins: Origins | None) -> None:
     if origins:
         _write_origins(folder, run, origins)
     for name, text in files.items():
         atomic_write(f"{folder}/{name}", text, durable=False)
 
 
-def _write_origins(folder: Path, run: Run, origins: Origins) -> None:
+def _write_origins(folder: str, run: Run, origins: Origins) -> None:
     atomic_write(f"{folder}/{ORIGINS}", origins(run), durable=False)
 
 

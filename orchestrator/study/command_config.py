@@ -6,10 +6,10 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from ablatrix.orchestrator.study import command_flags, command_template, dotted
 from ablatrix.orchestrator.study.command import CONFIG_FILE, SPEC
@@ -30,8 +30,6 @@ SETTINGS = "settings"  # in config.json
 class CommandConfig:
     """The resolved configuration of a run; see `run_config.Config`. settings: dotted key -> value."""
 
-    FILES: ClassVar[tuple[str, ...]] = (SPEC, CONFIG_FILE, run_files.CONFIG)
-
     settings: dict[str, Any]
     keys: CommandKeys
     seed: int = 0
@@ -51,9 +49,11 @@ class CommandConfig:
         text = json.dumps([*decisive, passed, seed], sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 
-    def with_seeds(self, seeds: Sequence[int]) -> Iterator[tuple[CommandConfig, str]]:
-        for config in (replace(self, seed=seed) for seed in seeds):
-            yield config, config.fingerprint()
+    def fingerprints(self, seeds: Iterable[int]) -> Iterator[str]:
+        return (self.with_seed(seed).fingerprint() for seed in seeds)
+
+    def with_seed(self, seed: int) -> CommandConfig:
+        return replace(self, seed=seed)
 
     def shortened(self, steps: int) -> CommandConfig:
         return replace(self, stop_after=steps)
@@ -67,10 +67,12 @@ class CommandConfig:
         per_step = self._number(self.keys.metrics.tokens_per_step if self.keys.metrics else None)
         return _whole(per_step * self.steps) if per_step and self.steps else None
 
-    def files(self, folder: Path, cell: str) -> dict[str, str]:
-        spec = self.spec(folder.absolute(), cell)
+    def files(self, places: Iterable[tuple[int, Path]], cell: str) -> Iterator[dict[str, str]]:
         settings = json.dumps(dotted.nest(self.settings), indent=1, ensure_ascii=False) + "\n"
-        return {SPEC: json.dumps(spec, indent=1) + "\n", CONFIG_FILE: settings, run_files.CONFIG: self.to_json()}
+        for seed, folder in places:
+            run = self.with_seed(seed)
+            spec = json.dumps(run.spec(folder.absolute(), cell), indent=1) + "\n"
+            yield {SPEC: spec, CONFIG_FILE: settings, run_files.CONFIG: run.to_json()}
 
     def to_json(self) -> str:
         return json.dumps(self.as_tree(), indent=2) + "\n"

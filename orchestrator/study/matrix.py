@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from ablatrix.orchestrator.study import dotted, field_checks, forecast, run_config, scale_checks
@@ -31,20 +32,31 @@ class Run:
     seed: int
     features: Labels
     overrides: Overrides  # the features' settings over the base, plus the tuned setting
-    config: Config
-    fingerprint: str  # of the configuration
+    cell_config: Config  # shared by the runs of the cell; its seed is not the run's
+    fingerprint: str  # of `config`
     tune: Tuning | None = None  # what the study tunes
     size: str = ""  # on the scale axis
+    seed_shift: int = 0  # of the cell
 
     @property
     def id(self) -> str:
         """The name of the run's folder."""
         return f"{self.cell}-seed{self.seed}-{self.fingerprint}"
 
+    @property
+    def trained_seed(self) -> int:
+        """The seed in `config`."""
+        return self.seed + self.seed_shift
+
+    @cached_property
+    def config(self) -> Config:
+        """The run's configuration."""
+        return self.cell_config.with_seed(self.trained_seed)
+
     def shortened(self, steps: int) -> Run:
         """Return the run trained for only a few steps, for smoke tests."""
-        config = self.config.shortened(steps)
-        return replace(self, config=config, fingerprint=config.fingerprint())
+        run = replace(self, cell_config=self.cell_config.shortened(steps))
+        return replace(run, fingerprint=run.config.fingerprint())
 
 
 def first_of_cells(runs: Sequence[Run]) -> dict[str, Run]:
@@ -92,9 +104,9 @@ def runs(loaded: Loaded, vocabulary: Vocabulary, follow_corpus: FollowCorpus = w
 def _with_seeds(one: _Planned, seeds: Sequence[int], tune: Tuning | None = None, size: str = "") -> Iterator[Run]:
     """Yield the runs of a cell."""
     cell = one.cell
-    configs = one.config.with_seeds([seed + cell.seed_shift for seed in seeds])
-    for seed, (config, fingerprint) in zip(seeds, configs, strict=True):
-        yield Run(cell.name, seed, cell.features, one.overrides, config, fingerprint, tune, size)
+    fingerprints = one.config.fingerprints([seed + cell.seed_shift for seed in seeds])
+    for seed, fingerprint in zip(seeds, fingerprints, strict=True):
+        yield Run(cell.name, seed, cell.features, one.overrides, one.config, fingerprint, tune, size, cell.seed_shift)
 
 
 def _tuned_runs(

@@ -5,9 +5,9 @@ For a command, only its settings and what `metrics:` says are known; everything 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from ablatrix.orchestrator.study import dotted
 from ablatrix.orchestrator.study.command_config import CommandConfig
@@ -24,19 +24,23 @@ if TYPE_CHECKING:
 class Config(Protocol):
     """The resolved configuration of a run."""
 
-    FILES: ClassVar[tuple[str, ...]]  # names of `files`
-
     def fingerprint(self) -> str:
         """Return the first 8 hex digits of the SHA-256 of everything that affects the result."""
 
-    def with_seeds(self, seeds: Sequence[int]) -> Iterator[tuple[Self, str]]:
-        """Yield the same configuration with each of these seeds, and its fingerprint."""
+    def fingerprints(self, seeds: Iterable[int]) -> Iterator[str]:
+        """Yield the fingerprint of this configuration with each of these seeds."""
+
+    def with_seed(self, seed: int) -> Self:
+        """Return the same configuration with this seed."""
 
     def shortened(self, steps: int) -> Self:
         """Return the same configuration trained for only a few steps, for smoke tests."""
 
-    def files(self, folder: Path, cell: str) -> dict[str, str]:
-        """Return the files that a job needs in the run's folder, name -> content; config.json is last."""
+    def files(self, places: Iterable[tuple[int, Path]], cell: str) -> Iterator[dict[str, str]]:
+        """Yield the files that a job needs in a run's folder, name -> content; config.json is last.
+
+        places: the seed and the folder of each run.
+        """
 
     def to_json(self) -> str:
         """Return config.json as a string."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from ablatrix.models.config import count_parameters, flops_per_token
 from ablatrix.orchestrator.study.metric import NLL, Measure
@@ -19,19 +20,18 @@ if TYPE_CHECKING:
 class TrainerRunConfig(RunConfig):
     """A resolved configuration of our trainer; see `run_config.Config`."""
 
-    FILES: ClassVar[tuple[str, ...]] = (run_files.CONFIG,)
-
-    def with_seeds(self, seeds: Sequence[int]) -> Iterator[tuple[Self, str]]:
-        for seed, fingerprint in zip(seeds, self.fingerprints(seeds), strict=True):
-            yield self.model_copy(update={"system": self.system.model_copy(update={"seed": seed})}), fingerprint
-
     def shortened(self, steps: int) -> Self:
         update = {**optimization.shortened(self.trainer, steps), "log_interval": 1, "eval_tokens": 1}
         return self.model_copy(update={"trainer": self.trainer.model_copy(update=update)})
 
-    def files(self, folder: Path, cell: str) -> dict[str, str]:
-        system = self.system.model_copy(update={"work_dir": str(folder)})
-        return {run_files.CONFIG: self.model_copy(update={"system": system}).to_json()}
+    def files(self, places: Iterable[tuple[int, Path]], cell: str) -> Iterator[dict[str, str]]:
+        system = self.system.model_copy(update={"work_dir": ""})
+        text = self.model_copy(update={"system": system}).to_json()  # the same for all runs of the cell, but for two
+        before, rest = text.split('"work_dir": ""')
+        between, after = rest.split(f'"seed": {system.seed}')
+        for seed, folder in places:
+            work_dir = json.dumps(str(folder), ensure_ascii=False)
+            yield {run_files.CONFIG: f'{before}"work_dir": {work_dir}{between}"seed": {seed}{after}'}
 
     def as_tree(self) -> dict[str, Any]:
         return self.model_dump(mode="json")

@@ -47,7 +47,7 @@ def refuse_changed_inputs(runs: Iterable[Run], states: Iterable[RunState], again
         run = planned.get(state.run.id)
         if run is None or run.id in again or not (state.iter or state.active or state.state == "done"):
             continue
-        changed = recorded_inputs.changed(_read_recorded(state.run.folder), inputs.of(run.config))
+        changed = recorded_inputs.changed(_read_recorded(state.run.folder), inputs.of(run.cell_config))
         if changed and isinstance(run.config, RunConfig):
             names = [f"{name} ({attrgetter(name)(run.config)})" for name in changed]
             affected.setdefault(" and ".join(names), []).append(run.id)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ablatrix.orchestrator.study import value_origins
+from ablatrix.orchestrator.study.matrix import first_of_cells
 from ablatrix.trainer.callbacks import custom
 from ablatrix.trainer.config import RunConfig
 from ablatrix.trainer.data import tokenizer
@@ -173,7 +174,7 @@ def _hint_at_folder(loaded: Loaded, config: RunConfig) -> str:
 def _distinct(runs: Sequence[Run]) -> Iterable[tuple[Run, RunConfig]]:
     """Return one run and its configuration for each distinct way of reading data."""
     found: dict[Any, tuple[Run, RunConfig]] = {}
-    for run in runs:
+    for run in first_of_cells(runs).values():
         if isinstance(run.config, RunConfig):
             found.setdefault((run.config.data, run.config.system.cache_dir), (run, run.config))
     return found.values()

@@ -27,6 +27,7 @@ from ablatrix.trainer.data import tokenizer
 from ablatrix.trainer.effect_check import differ_by_settings
 from ablatrix.trainer.rundir.console import complain, count
 from ablatrix.trainer.rundir.errors import ConfigError, OfflineCacheError, RunError
+from ablatrix.trainer.rundir.files import list_folder
 from ablatrix.trainer.rundir.program import run_module
 
 if TYPE_CHECKING:
@@ -154,8 +155,14 @@ def _check_space(loaded: Loaded, runs: Sequence[Run]) -> Iterator[str]:
         free = shutil.disk_usage(parent).free
     except OSError:  # reported by `_check_output`
         return
-    ours = [(run.id, run.config) for run in runs if isinstance(run.config, RunConfig)]
-    needed = sum(max(0, _bytes_kept(config) - _bytes_there(folder / name)) for name, config in ours)
+    configs = {cell: run.cell_config for cell, run in first_of_cells(runs).items()}
+    kept = {cell: _bytes_kept(config) for cell, config in configs.items() if isinstance(config, RunConfig)}
+    there = set(list_folder(folder))
+    needed = sum(
+        max(0, kept[run.cell] - (_bytes_there(folder / run.id) if run.id in there else 0))
+        for run in runs
+        if run.cell in kept
+    )
     if needed > free:
         yield (
             f"output: checkpoints of {count(len(runs), 'run')} need about {_describe_bytes(needed)}, {parent} has "

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 def check_weights(loaded: Loaded, runs: Sequence[Run]) -> Iterator[str]:
     """Yield why cells cannot start from the weights they name; a separate process with torch compares the shapes."""
-    chosen = [run for run in runs if isinstance(run.config, RunConfig) and run.config.model.init_from]
-    first = first_of_cells(chosen).values()
+    cells = first_of_cells(runs).values()
+    first = [run for run in cells if isinstance(run.config, RunConfig) and run.config.model.init_from]
     if not first:
         return
     text = json.dumps([run.config.as_tree() for run in first])

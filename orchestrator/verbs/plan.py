@@ -310,21 +310,21 @@ def runs_to_queue(planned: Plan) -> list[Run]:
     Raises UserError for an unknown name in `--rerun`, or if runs of the study were trained on different data or would
     be hidden.
     """
-    states, options = refuse_to_hide(planned), planned.options
-    again = [run.id for run in selection.find_runs(planned.study, options.rerun)]
+    study, options = planned.study, planned.options
+    states = refuse_to_hide(planned, study)
+    again = [run.id for run in selection.find_runs(study, options.rerun)]
     changed_inputs.refuse_changed_inputs(planned.runs, states, again)
-    held = next_stage.find_stages(planned.study, states).held
+    held = next_stage.find_stages(study, states).held
     chosen = selection.select(states, options.retry, options.only, again, held=held).chosen
     ids = {state.run.id for state in chosen}
     return [run for run in planned.runs if run.id in ids]
 
 
-def refuse_to_hide(planned: Plan) -> list[RunState]:
-    """Return the states of the planned runs.
+def refuse_to_hide(planned: Plan, study: Study) -> list[RunState]:
+    """Return the states of the runs of the study that is planned.
 
     Raises UserError if the plan would hide active runs: runs on another cluster, or runs not in the plan.
     """
-    study = planned.study
     try:
         before = study_dir.load_study(planned.folder)
     except UserError:  # the study does not exist, or this submit rewrites it

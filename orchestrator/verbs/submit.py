@@ -69,7 +69,7 @@ def submit(options: Options, console: Console, as_json: bool = False) -> int:
         return 0
     if options.smoke:
         _require_smoke_test(plan, console)
-        refuse_to_hide(plan)  # the smoke test may have taken an hour
+        refuse_to_hide(plan, plan.study)  # the smoke test may have taken an hour
     if not options.over_budget:
         cost.require_within_budget(plan.loaded.experiment, chosen, plan.hours)
     if chosen:
@@ -174,7 +174,7 @@ def smoke_plan(plan: Plan) -> Plan:
 def _require_smoke_test(plan: Plan, console: Console) -> None:
     """Run the smoke test. Raises RunError unless every requested cell passes."""
     only, smoke = plan.options.only, smoke_plan(plan)
-    refuse_to_hide(smoke)
+    refuse_to_hide(smoke, smoke.study)
     states = [state for state in run_plan(smoke, console) if not only or state.run.cell in only]
     broken = [f"{state.run.cell} {state.state}: {state.reason}" for state in states if state.state != "done"]
     if broken:
@@ -237,7 +237,7 @@ def _update_folders(plan: Plan, study: Study, ids: set[str]) -> dict[str, dict[s
     try:
         for run in runs:
             folder, before = study.folder / run.id, plan.earlier.get(run.id)
-            found[run.id] = dict(inputs.of(run.config))
+            found[run.id] = dict(inputs.of(run.cell_config))
             if before and before.start:
                 earlier_runs.copy_start(before, folder)
                 found[run.id]["continued_from"] = {"run": before.folder.name, "iter": before.start}

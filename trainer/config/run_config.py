@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, Self
 
 from pydantic import Field, field_validator
 
@@ -137,6 +137,10 @@ class RunConfig(Section):
     def fingerprints(self, seeds: Iterable[int]) -> Iterator[str]:
         """Yield the fingerprint of this configuration with each of these seeds."""
         return run_hash.digests(self._without_added(self.identity()), seeds)
+
+    def with_seed(self, seed: int) -> Self:
+        """Return the same configuration with this seed."""
+        return self.model_copy(update={"system": self.system.model_copy(update={"seed": seed})})
 
     def fingerprint_until(self, step: int) -> str:
         """Return the fingerprint of `identity_until(step)`; two runs with equal ones can share checkpoints up to it."""

@@ -17,10 +17,9 @@ def digest(identity: dict[str, Any]) -> str:
 
 def digests(identity: dict[str, Any], seeds: Iterable[int]) -> Iterator[str]:
     """Yield the `digest` of an identity with each of these seeds, writing the rest of it as JSON once."""
-    parts = {name: _canonical(identity[name]) for name in sorted(identity)}
+    before, after = _canonical({**identity, "system": {**identity["system"], "seed": "?"}}).split('"seed":"?"')
     for seed in seeds:
-        parts["system"] = _canonical({**identity["system"], "seed": seed})
-        yield _hash("{" + ",".join(f'"{name}":{part}' for name, part in parts.items()) + "}")
+        yield _hash(f'{before}"seed":{seed}{after}')
 
 
 def _canonical(value: Any) -> str:

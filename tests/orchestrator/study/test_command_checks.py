@@ -75,7 +75,8 @@ def test_a_config_file_holds_what_a_flag_would(tmp_path: Path) -> None:
     baseline, fast = runs(tmp_path, text)
     assert spec(baseline)["command"][3] == f"/x/study/{baseline.id}/settings.json"
     assert isinstance(fast.config, CommandConfig)
-    assert '"rate": 0.2' in fast.config.files(Path("/x"), "fast")["settings.json"]
+    (files,) = fast.config.files([(fast.seed, Path("/x"))], "fast")
+    assert '"rate": 0.2' in files["settings.json"]
     assert baseline.id[-8:] != fast.id[-8:]
     assert "{config_file}" in refusals(tmp_path, text.replace("{config_file}", ""))[0]
 

@@ -25,7 +25,7 @@ def test_missing_callback_is_found_before_it_is_queued(workspace: Workspace, mon
     monkeypatch.chdir(workspace.folder)
     loaded, runs = planned(workspace)
     own = runs[0].config.callbacks.model_copy(update={"custom": ("no_such_package.callbacks:Mine",)})
-    changed = [replace(run, config=run.config.model_copy(update={"callbacks": own})) for run in runs]
+    changed = [replace(run, cell_config=run.config.model_copy(update={"callbacks": own})) for run in runs]
     assert list(data_preflight.check_inputs(loaded, changed)) == [
         "callbacks.custom: no_such_package.callbacks:Mine: there is no module no_such_package; put its folder on "
         "PYTHONPATH, or start in the folder that contains no_such_package"
