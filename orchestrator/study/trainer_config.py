@@ -27,11 +27,12 @@ class TrainerRunConfig(RunConfig):
     def files(self, places: Iterable[tuple[int, Path]], cell: str) -> Iterator[dict[str, str]]:
         system = self.system.model_copy(update={"work_dir": ""})
         text = self.model_copy(update={"system": system}).to_json()  # the same for all runs of the cell, but for two
-        before, rest = text.split('"work_dir": ""')
-        between, after = rest.split(f'"seed": {system.seed}')
+        start = text.index('\n  "system": {')  # no string contains a line break
+        before, rest = text[start:].split('\n    "work_dir": ""', 1)
+        between, after = rest.split(f'\n    "seed": {system.seed}', 1)
         for seed, folder in places:
-            work_dir = json.dumps(str(folder), ensure_ascii=False)
-            yield {run_files.CONFIG: f'{before}"work_dir": {work_dir}{between}"seed": {seed}{after}'}
+            work_dir = f'\n    "work_dir": {json.dumps(str(folder), ensure_ascii=False)}'
+            yield {run_files.CONFIG: f'{text[:start]}{before}{work_dir}{between}\n    "seed": {seed}{after}'}
 
     def as_tree(self) -> dict[str, Any]:
         return self.model_dump(mode="json")

@@ -173,3 +173,14 @@ def test_schedules_may_each_bring_a_learning_rate(tmp_path: Path) -> None:
     features = f"features: {{{warmup}, cosine: {{trainer.use_cosine: true, trainer.learning_rate: 2e-3}}}}\n"
     both = expand(tmp_path, features)[-1]
     assert both.cell == "all_on" and both.config.trainer.learning_rate == 2e-3
+
+
+def test_the_files_of_a_cell_differ_in_seed_and_folder_only(tmp_path: Path) -> None:
+    """They are made from one text, which must not replace anything else that looks like a seed or a folder."""
+    text = 'seeds: [3407, 34071]\nexperiment_info: {description: "a \\"seed\\": 3407, \\"work_dir\\": \\"\\""}\n'
+    baseline = [run for run in expand(tmp_path, FIVE + text) if run.cell == "baseline"]
+    places = [(run.trained_seed, tmp_path / 'ü "x"' / run.id) for run in baseline]
+    texts = [files["config.json"] for files in baseline[0].cell_config.files(places, "baseline")]
+    for run, (_, folder), found in zip(baseline, places, texts, strict=True):
+        system = run.config.system.model_copy(update={"work_dir": str(folder)})
+        assert found == run.config.model_copy(update={"system": system}).to_json()
