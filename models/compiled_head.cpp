@@ -8,7 +8,7 @@ namespace {
 constexpr int ROWS = 64;   // rows per block
 constexpr int WORDS = 96;  // words at a time: their exponentials for 64 rows stay in L1
 
-// Compute e = 2^(w x - shift) for m words and 64 rows, and add it to z
+// Compute 2^(w x - shift) for m words and 64 rows, add it to z, and write it to e unless that is null
 template <int m>
 void exponentiate(const float* w, int width, const float* x, const float* shift, float* e, float* z) {
   for (int r = 0; r < ROWS; r += STRIP) {
@@ -24,7 +24,7 @@ void exponentiate(const float* w, int width, const float* x, const float* shift,
       }
       store(z + at, sum);
     }
-    tile.store(e + r, ROWS);
+    if (e) tile.store(e + r, ROWS);
   }
 }
 
@@ -69,7 +69,8 @@ struct Gradient {  // dw (V, C) = e x for the first chunk, else dw += e x
 
 }  // namespace
 
-// Write e, and add each thread's sums over its words to z (threads, blocks, 64) and dx (threads, blocks, C, 64)
+// Add each thread's sums over its words to z (threads, blocks, 64) and, if e is not null, to dx (threads, blocks, C, 64),
+// and write e
 extern "C" void head_forward(const float* w, int words, int width, const float* x, int blocks, const float* shift,
                              float* e, float* z, float* dx, int threads) {
 #pragma omp parallel num_threads(threads)
@@ -79,15 +80,17 @@ extern "C" void head_forward(const float* w, int words, int width, const float* 
     for (int start = words * t / count; start < end; start += WORDS) {
       int stop = start + WORDS < end ? start + WORDS : end, i, c;
       for (long b = 0; b < blocks; ++b) {
-        float *tile = e + (b * words + start) * ROWS, *sums = z + (t * blocks + b) * ROWS;
-        float* gradient = dx + (t * blocks + b) * width * ROWS;
-        const float *rows = x + b * width * ROWS, *first = w + (long)start * width;
+        auto tile = [&](int word) { return e ? e + (b * words + start + word) * ROWS : nullptr; };
+        const float *rows = x + b * width * ROWS, *first = w + (long)start * width, *less = shift + b * ROWS;
+        float* sums = z + (t * blocks + b) * ROWS;
         for (i = 0; i + 6 <= stop - start; i += 6)
-          exponentiate<6>(first + i * width, width, rows, shift + b * ROWS, tile + i * ROWS, sums);
+          exponentiate<6>(first + i * width, width, rows, less, tile(i), sums);
         for (; i < stop - start; ++i)
-          exponentiate<1>(first + i * width, width, rows, shift + b * ROWS, tile + i * ROWS, sums);
-        for (c = 0; c + 6 <= width; c += 6) add_to_dx<6>(first + c, stop - start, width, tile, gradient + c * ROWS);
-        for (; c < width; c += 2) add_to_dx<2>(first + c, stop - start, width, tile, gradient + c * ROWS);
+          exponentiate<1>(first + i * width, width, rows, less, tile(i), sums);
+        if (!e) continue;
+        float* gradient = dx + (t * blocks + b) * width * ROWS;
+        for (c = 0; c + 6 <= width; c += 6) add_to_dx<6>(first + c, stop - start, width, tile(0), gradient + c * ROWS);
+        for (; c < width; c += 2) add_to_dx<2>(first + c, stop - start, width, tile(0), gradient + c * ROWS);
       }
     }
   }

@@ -27,7 +27,7 @@ MAX_WIDTH: dict[str, dict[torch.dtype, float]] = {
 MIN_WORDS = 2048  # smaller vocabularies are not worth the second that compiling takes
 
 
-def find(weight: Tensor, dtype: torch.dtype) -> type[CompiledHeadLoss | AmxHeadLoss] | None:
+def find(weight: Tensor, dtype: torch.dtype, needs_grad: bool) -> type[CompiledHeadLoss | AmxHeadLoss] | None:
     """Return the class that is faster than `TiledHeadLoss` for a head (V, C) and this product type, None if none is."""
     words, width = weight.shape
     if words < MIN_WORDS or weight.dtype != torch.float32 or not weight.is_contiguous() or width % 16:
@@ -35,18 +35,18 @@ def find(weight: Tensor, dtype: torch.dtype) -> type[CompiledHeadLoss | AmxHeadL
     if dtype == torch.bfloat16 and native.vectors() == "AVX512":
         library = native.load(*BFLOAT16)
         if library and library.amx_request():
-            return AmxHeadLoss
+            return AmxHeadLoss if needs_grad else None
     fast = width <= MAX_WIDTH.get(native.vectors(), {}).get(dtype, 0)
     return CompiledHeadLoss if fast and native.load(FLOAT32) else None
 
 
 class CompiledHeadLoss(TiledHeadLoss):
-    """`TiledHeadLoss` with gradients, using the compiled float32 kernels."""
+    """`TiledHeadLoss` using the compiled float32 kernels."""
 
     block = 64  # rows per block in the C++ code
 
-    def __init__(self, x: Tensor, weight: Tensor, targets: Tensor, scale: Tensor) -> None:
-        super().__init__(x, weight, targets, scale, torch.float32, needs_grad=True)
+    def __init__(self, x: Tensor, weight: Tensor, targets: Tensor, scale: Tensor, *, needs_grad: bool) -> None:
+        super().__init__(x, weight, targets, scale, torch.float32, needs_grad=needs_grad)
         library = native.load(FLOAT32)
         assert library is not None  # checked by `find`
         self.library = library
@@ -68,7 +68,7 @@ class CompiledHeadLoss(TiledHeadLoss):
             address(x),
             blocks,
             address(shift),
-            address(self.buffer),
+            address(self.buffer) if self.needs_grad else None,
             address(z),
             address(dx),
             self.threads,
@@ -89,8 +89,8 @@ class AmxHeadLoss(TiledHeadLoss):
     block = word_block = 32
     rounds_weight = False
 
-    def __init__(self, x: Tensor, weight: Tensor, targets: Tensor, scale: Tensor) -> None:
-        super().__init__(x, weight, targets, scale, torch.bfloat16, needs_grad=True)
+    def __init__(self, x: Tensor, weight: Tensor, targets: Tensor, scale: Tensor, *, needs_grad: bool) -> None:
+        super().__init__(x, weight, targets, scale, torch.bfloat16, needs_grad=needs_grad)
         library = native.load(*BFLOAT16)
         assert library is not None  # checked by `find`
         self.library = library

@@ -72,8 +72,17 @@ def token_losses(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     scored, dtype = targets != IGNORE, _product_type(x, weight)
     with torch.autocast(x.device.type, enabled=False):
         rows = x, weight, targets.clamp(min=0), scored.float(), dtype
-        kind = TiledHeadLoss if x.device.type == "cpu" else ChunkedHeadLoss
+        kind = _cpu_chunks if x.device.type == "cpu" else ChunkedHeadLoss
         return torch.where(scored, kind(*rows, needs_grad=False).losses(), 0.0)
+
+
+def _cpu_chunks(
+    x: Tensor, weight: Tensor, targets: Tensor, scale: Tensor, dtype: torch.dtype, *, needs_grad: bool
+) -> TiledHeadLoss:
+    compiled = compiled_head.find(weight, dtype, needs_grad)
+    if compiled:
+        return compiled(x, weight, targets, scale, needs_grad=needs_grad)
+    return TiledHeadLoss(x, weight, targets, scale, dtype, needs_grad=needs_grad)
 
 
 def _product_type(x: Tensor, weight: Tensor) -> torch.dtype:
@@ -96,13 +105,10 @@ class _HeadLoss(torch.autograd.Function):
         scale = (targets != IGNORE).to(torch.float32) / divisor  # (N,) weight of each row in the loss
         rows = x.detach(), weight.detach(), targets.clamp(min=0), scale, dtype
         chunks: TiledHeadLoss | ChunkedHeadLoss
-        compiled = compiled_head.find(weight, dtype) if needs_grad else None
-        if x.device.type != "cpu":
-            chunks = ChunkedHeadLoss(*rows, needs_grad=needs_grad, pointwise=pointwise)
-        elif compiled:
-            chunks = compiled(*rows[:-1])
+        if x.device.type == "cpu":
+            chunks = _cpu_chunks(*rows, needs_grad=needs_grad)
         else:
-            chunks = TiledHeadLoss(*rows, needs_grad=needs_grad)
+            chunks = ChunkedHeadLoss(*rows, needs_grad=needs_grad, pointwise=pointwise)
         loss = chunks.run()
         ctx.dx, ctx.dw = (chunks.dx.to(x.dtype), chunks.dw) if needs_grad else (None, None)
         return loss

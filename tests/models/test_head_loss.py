@@ -22,7 +22,7 @@ def _small_chunks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(native, "_folder", None)
     if request.param == "compiled":
         native.use(request.getfixturevalue("kernels"))
-        assert compiled_head.find(torch.zeros(257, 48), torch.float32)
+        assert compiled_head.find(torch.zeros(257, 48), torch.float32, needs_grad=True)
     monkeypatch.setattr(cpu_kernels, "ROWS", 16)
     monkeypatch.setattr(cpu_kernels, "TILE", 16 * 64)
     monkeypatch.setattr(head_loss_module, "DEVICE_CHUNK", 9 * 257)
@@ -85,7 +85,7 @@ def test_bfloat16_on_amx(width: int, offset: float, words: int, monkeypatch: pyt
     monkeypatch.setattr(cpu_kernels, "ROWS", 128)
     x, weight = torch.randn(200, width), torch.randn(words, width) / 4
     x[:, 0], weight[:, 0] = offset, 1.0
-    if compiled_head.find(weight, torch.bfloat16) is not compiled_head.AmxHeadLoss:
+    if compiled_head.find(weight, torch.bfloat16, needs_grad=True) is not compiled_head.AmxHeadLoss:
         pytest.skip("needs AMX")
     x.requires_grad_(), weight.requires_grad_()
     targets = torch.randint(0, words, (200,))
@@ -113,7 +113,7 @@ def test_a_library_that_others_can_write_is_not_loaded(kernels: Path) -> None:
 def test_without_a_compiler_torch_computes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     native.use(tmp_path)
-    assert not compiled_head.find(torch.zeros(257, 48), torch.float32)
+    assert not compiled_head.find(torch.zeros(257, 48), torch.float32, needs_grad=True)
     check(*inputs(50))
 
 
@@ -193,7 +193,7 @@ def test_loss_of_each_token(device: str, scale: float, monkeypatch: pytest.Monke
     x, weight, targets = inputs(50, scale)
     targets[[4, 49]] = IGNORE
     if device == "gpu":
-        monkeypatch.setattr(head_loss_module, "TiledHeadLoss", head_loss_module.ChunkedHeadLoss)
+        monkeypatch.setattr(head_loss_module, "_cpu_chunks", head_loss_module.ChunkedHeadLoss)
     found = token_losses(x, weight, targets)
     expected = F.cross_entropy(x.double() @ weight.double().T, targets, ignore_index=IGNORE, reduction="none")
     assert not found.requires_grad and found[4] == found[49] == 0

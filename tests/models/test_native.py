@@ -34,7 +34,7 @@ def test_other_processors_use_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native, "vectors", lambda: "DEFAULT")
     weight = torch.zeros(compiled_head.MIN_WORDS, 48)
     assert not native.load(compiled_pointwise.SOURCE)
-    assert not any(compiled_head.find(weight, dtype) for dtype in (torch.float32, torch.bfloat16))
+    assert not any(compiled_head.find(weight, dtype, needs_grad=True) for dtype in (torch.float32, torch.bfloat16))
 
 
 def test_without_amx_bfloat16_heads_are_computed_in_float32(kernels: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -43,5 +43,5 @@ def test_without_amx_bfloat16_heads_are_computed_in_float32(kernels: Path, monke
         pytest.skip("needs a processor without AVX-512")
     for width in (48, 1024):
         weight = torch.zeros(compiled_head.MIN_WORDS, width)
-        assert compiled_head.find(weight, torch.bfloat16) is compiled_head.CompiledHeadLoss
-    assert compiled_head.find(weight, torch.float32) is None
+        assert compiled_head.find(weight, torch.bfloat16, needs_grad=True) is compiled_head.CompiledHeadLoss
+    assert compiled_head.find(weight, torch.float32, needs_grad=True) is None
