@@ -9,8 +9,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import jinja2
-
 from ablatrix.orchestrator.slurm import commands, job_parsing
 from ablatrix.orchestrator.slurm.batch import Batch, check_folder
 from ablatrix.orchestrator.slurm.job_preamble import preamble
@@ -20,6 +18,8 @@ from ablatrix.trainer.rundir.files import PRIVATE, atomic_write
 from ablatrix.trainer.rundir.program import PACKAGE
 
 if TYPE_CHECKING:
+    import jinja2
+
     from ablatrix.orchestrator.study.slurm_settings import SlurmSettings
 
 SBATCH_TIMEOUT = env_settings.seconds("ABLATRIX_SBATCH_TIMEOUT", 60.0)
@@ -135,6 +135,8 @@ def render(template: str, **values: Any) -> str:
 
 @functools.cache
 def _templates() -> jinja2.Environment:
+    import jinja2
+
     return jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(PACKAGE) / "sbatch"),
         undefined=jinja2.StrictUndefined,

@@ -29,9 +29,10 @@ def hours_per_run(
     finished: cell -> wall-clock hours of finished runs. For other cells, the hours are the run's steps times the median
     step time of the smoke test, first step excluded; they then do not include start-up and evaluations.
     """
-    wall = dict(finished)
-    for cell, run in first_of_cells(runs).items():
-        if cell not in wall and run.config.steps and (step := _seconds_per_step(folder / SMOKE, cell)):
+    wall, smoke = dict(finished), folder / SMOKE
+    cells = first_of_cells(runs) if smoke.is_dir() else {}
+    for cell, run in cells.items():
+        if cell not in wall and run.config.steps and (step := _seconds_per_step(smoke, cell)):
             wall[cell] = step * run.config.steps / 3600
     share = devices_per_run(experiment.slurm)
     return {cell: hours * share for cell, hours in wall.items()}

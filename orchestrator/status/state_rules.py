@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from ablatrix.orchestrator.slurm import commands, job_parsing
@@ -133,22 +134,22 @@ def _judge_job(state: RunState, evidence: RunEvidence, queue: JobIndex) -> RunSt
     job = queue.find(evidence.token, evidence.job_id.partition("_")[2], evidence.job_id)
     if job is None:
         return replace(state, state="lost", job="gone")
-    state = replace(state, job_id=job.id, confirmed=bool(job.token or evidence.own_job_id))
-    return _follow_job(state, job, last, started=bool(evidence.events))
+    return _follow_job(state, job, last, evidence)
 
 
-def _follow_job(state: RunState, job: job_parsing.Job, last: str, started: bool) -> RunState:
+def _follow_job(state: RunState, job: job_parsing.Job, last: str, evidence: RunEvidence) -> RunState:
     """Return the state of a run whose job Slurm knows. last: the state that its own events show."""
+    found = partial(replace, state, job_id=job.id, confirmed=bool(job.token or evidence.own_job_id))
     if not job_parsing.is_known(job.state):  # a state of a newer Slurm, which does not end a run
-        return replace(state, state=last)
-    if job.state in job_parsing.PENDING and started:
+        return found(state=last)
+    if job.state in job_parsing.PENDING and evidence.events:
         reason = f"requeued at step {state.iter}, waiting ({job_parsing.describe_wait(job.reason)})"
-        return replace(state, state="stopped", reason=reason, requeued=True)
+        return found(state="stopped", reason=reason, requeued=True)
     if job.state in job_parsing.PENDING:
-        return replace(state, state="queued", reason=job_parsing.describe_wait(job.reason))
+        return found(state="queued", reason=job_parsing.describe_wait(job.reason))
     if job.state in job_parsing.RUNNING:
-        return replace(state, state="running", node=job.node or state.node)
-    return replace(state, state="lost", job="gone")
+        return found(state="running", node=job.node or state.node)
+    return found(state="lost", job="gone")
 
 
 def _recorded_state(event: Mapping[str, Any], default: str) -> str:

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import sys
 import time
 from collections.abc import Iterable, Mapping
@@ -20,6 +21,7 @@ from ablatrix.trainer.rundir import recorded_inputs, run_files
 from ablatrix.trainer.rundir.files import atomic_write
 
 VERSIONS = ("ablatrix", "torch", "numpy", "transformers", "tokenizers", "submitit")
+_SNAPSHOT = re.compile(rf'"code_snapshot": "({code_snapshot.NAME.pattern})"')
 FACTS = (*recorded_inputs.SETTINGS, "continued_from")  # facts about one run, which `write` keeps
 # Environment variables that are recorded; none could contain a secret
 RECORDED_ENVIRONMENT = ("HF_HOME", "ABLATRIX_CACHE", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "CONDA_DEFAULT_ENV")
@@ -86,10 +88,12 @@ def _replace(folder: Path, entries: str) -> None:
 def snapshots_of(runs: Iterable[Path]) -> dict[str, bool]:
     """Return the code snapshots of these runs: name -> True if there is a patch of uncommitted changes."""
     found: dict[str, bool] = {}
-    for record in map(_read, runs):
-        name = record.get("code_snapshot")
-        if isinstance(name, str) and code_snapshot.NAME.fullmatch(name):
-            found[name] = found.get(name, False) or isinstance(record.get("git_patch_sha256"), str)
+    for folder in runs:
+        text = run_files.read_text(
+            f"{folder}/{run_files.PROVENANCE}"
+        )  # parsing thousands takes longer than reading them
+        if name := _SNAPSHOT.search(text):
+            found[name[1]] = found.get(name[1], False) or '"git_patch_sha256": "' in text
     return found
 
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,8 +49,8 @@ class CommandConfig:
         text = json.dumps([*decisive, passed, seed], sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 
-    def fingerprints(self, seeds: Iterable[int]) -> Iterator[str]:
-        return (self.with_seed(seed).fingerprint() for seed in seeds)
+    def fingerprint_by_seed(self) -> Callable[[int], str]:
+        return lambda seed: self.with_seed(seed).fingerprint()
 
     def with_seed(self, seed: int) -> CommandConfig:
         return replace(self, seed=seed)

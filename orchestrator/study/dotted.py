@@ -43,10 +43,14 @@ def override(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:
     """
     removed = tuple(f"{key}." for key, value in high.items() if value is None)
     kept = {key: value for key, value in low.items() if not key.startswith(removed)} if removed else dict(low)
-    sections = {parent for key in high for parent in parents(key)}
-    below = {parent for key in kept for parent in parents(key)}
-    kept = {key: value for key, value in kept.items() if not (key in sections and value in (None, {}))}
-    return kept | {key: value for key, value in high.items() if not (value == {} and (key in below or key in low))}
+    empty = [key for key, value in high.items() if value == {}]
+    below = {parent for key in kept for parent in parents(key)} if empty else set()
+    blank = [key for key, value in kept.items() if value in (None, {})]
+    sections = {parent for key in high for parent in parents(key)} if blank else set()
+    for key in blank:
+        if key in sections:
+            del kept[key]
+    return kept | {key: value for key, value in high.items() if key not in empty or not (key in below or key in low)}
 
 
 def parents(key: str) -> list[str]:

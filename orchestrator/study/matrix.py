@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -15,8 +15,9 @@ from ablatrix.trainer.config.field_errors import spell
 from ablatrix.trainer.rundir.errors import ConfigError
 
 if TYPE_CHECKING:
-    from ablatrix.orchestrator.study.experiment import Experiment, Loaded
+    from ablatrix.orchestrator.study.experiment import Loaded
     from ablatrix.orchestrator.study.extends import Overrides
+    from ablatrix.orchestrator.study.levels import Level
     from ablatrix.orchestrator.study.run_config import Config, FollowCorpus, Vocabulary
     from ablatrix.orchestrator.study.scale import Size
     from ablatrix.orchestrator.study.tuning import Tuning
@@ -67,10 +68,10 @@ def first_of_cells(runs: Sequence[Run]) -> dict[str, Run]:
     return first
 
 
-def overrides_of(experiment: Experiment, features: Labels) -> Overrides:
-    """Return the merged settings of the features; later features win."""
+def merge_overrides(on: Iterable[Level]) -> Overrides:
+    """Return the merged settings of the features that are on; later features win."""
     merged: Overrides = {}
-    for level in experiment.active_levels(features):
+    for level in on:
         merged = dotted.override(merged, level.overrides)
     return merged
 
@@ -104,8 +105,8 @@ def runs(loaded: Loaded, vocabulary: Vocabulary, follow_corpus: FollowCorpus = w
 def _with_seeds(one: _Planned, seeds: Sequence[int], tune: Tuning | None = None, size: str = "") -> Iterator[Run]:
     """Yield the runs of a cell."""
     cell = one.cell
-    fingerprints = one.config.fingerprints([seed + cell.seed_shift for seed in seeds])
-    for seed, fingerprint in zip(seeds, fingerprints, strict=True):
+    for seed in seeds:
+        fingerprint = one.fingerprint(seed + cell.seed_shift)
         yield Run(cell.name, seed, cell.features, one.overrides, one.config, fingerprint, tune, size, cell.seed_shift)
 
 
@@ -149,6 +150,11 @@ class _Planned:
     overrides: Overrides
     config: Config
 
+    @cached_property
+    def fingerprint(self) -> Callable[[int], str]:
+        """The function that returns the fingerprint of the cell's run with a seed."""
+        return self.config.fingerprint_by_seed()
+
 
 class _Expansion:
     """Resolves the cells of an experiment; a fault in the base or in one feature is reported once."""
@@ -165,10 +171,11 @@ class _Expansion:
 
     def at_size(self, size: Size, designed: Sequence[Cell]) -> list[_Planned]:
         """Return the base without features, then the cells; invalid ones are left out."""
-        planned = []
+        planned, levels = [], self.loaded.experiment.all_levels()
         for cell in [Cell("", ()), *designed]:
-            overrides = overrides_of(self.loaded.experiment, cell.features)
-            for pair, fault in _undone_features(self.loaded, cell, overrides):
+            on = [level for level in levels if level.label in cell.features]
+            overrides = merge_overrides(on)
+            for pair, fault in _undone_features(self.loaded, cell, on, overrides):
                 self._faults.setdefault(pair, fault)
             try:
                 config = self._resolve(size, overrides)
@@ -210,13 +217,14 @@ def _require_few(loaded: Loaded, count: int) -> None:
         raise ConfigError([f"{loaded.at('seeds')}seeds: {count:,} runs are more than {MOST_RUNS:,}; use fewer"])
 
 
-def _undone_features(loaded: Loaded, cell: Cell, overrides: Overrides) -> Iterator[tuple[str, str]]:
+def _undone_features(
+    loaded: Loaded, cell: Cell, on: Sequence[Level], overrides: Overrides
+) -> Iterator[tuple[str, str]]:
     """Yield (pair, fault) for features undone by another feature of the cell, which makes the cell's name misleading.
 
     This covers two components in the same place of the model, and a feature with no effect left. A schedule may include
     a learning rate that another feature overrides.
     """
-    on = loaded.experiment.active_levels(cell.features)
     for level in on:
         kept = {k for k, value in level.overrides.items() if k in overrides and overrides[k] == value}
         lost = [k for k in level.overrides if k not in kept and k not in loaded.forced]
@@ -258,7 +266,7 @@ def _same_cells(loaded: Loaded, planned: Sequence[_Planned]) -> list[str]:
     problems = []
     for one in planned:
         cell, overrides = one.cell, one.overrides
-        other = first.setdefault(one.config.fingerprint(), cell)
+        other = first.setdefault(one.fingerprint(0), cell)
         if other is cell or not (cell.features or other.features) or blamed.intersection(cell.features):
             continue
         blamed.update(cell.features)

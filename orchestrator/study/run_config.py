@@ -27,8 +27,8 @@ class Config(Protocol):
     def fingerprint(self) -> str:
         """Return the first 8 hex digits of the SHA-256 of everything that affects the result."""
 
-    def fingerprints(self, seeds: Iterable[int]) -> Iterator[str]:
-        """Yield the fingerprint of this configuration with each of these seeds."""
+    def fingerprint_by_seed(self) -> Callable[[int], str]:
+        """Return a function from a seed to the fingerprint of this configuration with it."""
 
     def with_seed(self, seed: int) -> Self:
         """Return the same configuration with this seed."""

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 from ablatrix.orchestrator.report import next_stage
 from ablatrix.orchestrator.report.stages import Stages
 from ablatrix.orchestrator.status import run_state
-from ablatrix.orchestrator.submit import channels
 from ablatrix.orchestrator.terminal import status_table
 from ablatrix.trainer.rundir import claims
 from ablatrix.trainer.rundir.console import count, visible
@@ -108,6 +107,8 @@ class Notifier:
 
     def _send_once(self, message: Message, settings: Notify, states: Sequence[RunState]) -> None:
         """Send a message to each recipient that has not received it."""
+        from ablatrix.orchestrator.submit import channels  # loads HTTP and TLS, which most studies do not need
+
         text = visible("\n".join((message.title, *message.lines)))
         if settings.variable:
             address = os.environ.get(settings.variable, "")
@@ -128,6 +129,8 @@ class Notifier:
 
         The claim of a message that was not accepted is released, so that another process can send it.
         """
+        from ablatrix.orchestrator.submit import channels
+
         folder, name = self.study.folder / SENT, f"{message.event}-{message.key}-{receiver}"
         try:
             yield claims.take(folder, name)

@@ -21,7 +21,7 @@ from ablatrix.orchestrator.study.load import load_experiment
 from ablatrix.orchestrator.submit import changed_inputs, data_preflight, preflight, selection, slurm_preflight
 from ablatrix.orchestrator.terminal import plan_tables
 from ablatrix.orchestrator.terminal.printing import list_names
-from ablatrix.trainer.data.corpus_settings import follow_corpus
+from ablatrix.trainer.data.corpus_settings import follower
 from ablatrix.trainer.rundir.console import complain, count
 from ablatrix.trainer.rundir.errors import UserError
 from ablatrix.trainer.rundir.files import list_folder
@@ -231,7 +231,7 @@ def make_plan(options: Options) -> Plan:
     if options.launcher not in LAUNCHERS:
         raise UserError(f"--launcher {options.launcher}: choose one of {', '.join(LAUNCHERS)}")
     loaded = load_experiment(options.file, options.sets)
-    runs = matrix.runs(loaded, preflight.Vocabularies().of, follow_corpus)
+    runs = matrix.runs(loaded, preflight.Vocabularies().of, follower())
     launcher = launchers.choose(loaded.experiment.launcher if options.launcher == "auto" else options.launcher)
     known = {run.cell for run in runs} | {run.id for run in runs}
     for name in options.only:

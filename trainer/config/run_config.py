@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from typing import Any, Self
 
 from pydantic import Field, field_validator
@@ -134,9 +134,9 @@ class RunConfig(Section):
         """Return the first 8 hex digits of the SHA-256 of `identity()`."""
         return self._digest(self.identity())
 
-    def fingerprints(self, seeds: Iterable[int]) -> Iterator[str]:
-        """Yield the fingerprint of this configuration with each of these seeds."""
-        return run_hash.digests(self._without_added(self.identity()), seeds)
+    def fingerprint_by_seed(self) -> Callable[[int], str]:
+        """Return a function from a seed to the fingerprint of this configuration with it."""
+        return run_hash.digest_by_seed(self._without_added(self.identity()))
 
     def with_seed(self, seed: int) -> Self:
         """Return the same configuration with this seed."""

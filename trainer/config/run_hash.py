@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,10 @@ def digest(identity: dict[str, Any]) -> str:
     return _hash(_canonical(identity))
 
 
-def digests(identity: dict[str, Any], seeds: Iterable[int]) -> Iterator[str]:
-    """Yield the `digest` of an identity with each of these seeds, writing the rest of it as JSON once."""
+def digest_by_seed(identity: dict[str, Any]) -> Callable[[int], str]:
+    """Return a function from a seed to the `digest` of an identity with it; the rest is written as JSON once."""
     before, after = _canonical({**identity, "system": {**identity["system"], "seed": "?"}}).split('"seed":"?"')
-    for seed in seeds:
-        yield _hash(f'{before}"seed":{seed}{after}')
+    return lambda seed: _hash(f'{before}"seed":{seed}{after}')
 
 
 def _canonical(value: Any) -> str:

@@ -148,7 +148,7 @@ def open_for_reading(path: StrPath, buffering: int = -1) -> BinaryIO:
 
 def read_bytes(path: StrPath) -> bytes:
     """Return a file's content. Raises OSError like `open_for_reading`."""
-    with open_for_reading(path) as file:
+    with open_for_reading(path, buffering=0) as file:
         return file.read()
 
 
