@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,16 @@ from tests.support.workspace import without_clock
 
 ROOT = Path(__file__).resolve().parents[2]
 ENV = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+WAITS = """
+import pathlib, time
+
+class Own:
+    def on_train_end(self, trainer): pass
+
+if not pathlib.Path("waiting").exists():
+    pathlib.Path("waiting").touch()
+    time.sleep(3600)
+"""
 
 
 class Command:
@@ -209,18 +218,30 @@ class TestStops:
         ).read_bytes()
         assert command.events()[-1] == "finished"
 
-    def test_signal_before_training(self, command: Command, write_jsonl: Callable[..., Path]) -> None:
-        """While modules load or text is tokenized there is nothing to save, and nothing that fails."""
-        big = write_jsonl((f"document {i} " + "word " * 4000 for i in range(300)), "big.jsonl")
-        with command.start(data__file_path=big) as process:
-            time.sleep(1.0)
+    @pytest.mark.parametrize("seconds", [0.1, 0.5])
+    def test_signal_while_modules_load(self, command: Command, seconds: float) -> None:
+        """There is nothing to save, and nothing that fails."""
+        forked, command.python = command.python, sys.executable  # which takes longer than this to import torch
+        with command.start() as process:
+            time.sleep(seconds)
             process.send_signal(signal.SIGTERM)
             _, stderr = process.communicate(timeout=PATIENCE)
-        if process.returncode != run_files.EXIT_STOPPED:
-            # the interpreter itself was still starting
-            assert process.returncode == -signal.SIGTERM
+        # or the interpreter itself was still starting
+        assert process.returncode in (run_files.EXIT_STOPPED, -signal.SIGTERM)
         assert "Traceback" not in stderr
-        command.run(data__file_path=big)
+        command.python = forked
+        command.run()
+
+    def test_signal_before_training(self, command: Command) -> None:
+        """Reading what a run needs may take long, and is interrupted at once."""
+        (command.folder / "waits.py").write_text(WAITS)
+        with command.start(callbacks__custom="waits:Own") as process:
+            wait_for((command.folder / "waiting").exists, process)
+            process.send_signal(signal.SIGTERM)
+            _, stderr = process.communicate(timeout=PATIENCE)
+        assert process.returncode == run_files.EXIT_STOPPED and "stopped by SIGTERM before training began" in stderr
+        assert "Traceback" not in stderr
+        command.run(callbacks__custom="waits:Own")
 
 
 class TestMistakes:
