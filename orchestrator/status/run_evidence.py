@@ -52,11 +52,14 @@ class RunEvidence:
         before the event `finished`.
         """
         events = read_events(run.folder, certain=True, newest_only=("heartbeat", "checkpoint"))
+        there = list_folder(run.folder)
+        if not events and not {run_files.SUMMARY, submit_attempts.FOLDER}.intersection(there):  # never queued
+            steps = run.steps or run_facts.planned_steps(run.folder)
+            return cls(run, None, [], None, 0, None, steps, (), has_rows=run_files.LOSS in there)
         start = max((i for i, event in enumerate(events) if event["event"] == "submitting"), default=0)
         latest = [event for event in events[start:] if event["event"] != "submitting"]
         queued = next((event for event in reversed(latest) if event["event"] == "queued"), None)
         known = max((e.get("attempt", 0) for e in latest if e["event"] in ("queued", "unqueued")), default=0)
-        there = list_folder(run.folder)
         claimed = submit_attempts.newest(run.folder) if submit_attempts.FOLDER in there else 0
         attempt = max(claimed, known)  # a purge may have removed the claims
         summary = run_facts.read_summary(run.folder) if run_files.SUMMARY in there else None

@@ -56,12 +56,14 @@ def write(folders: Iterable[Path], shared: Mapping[str, Any], facts: Mapping[str
 
     facts: run id -> facts that are added to those in the folder.
     """
-    text = _entries(shared)
+    text, own = _entries(shared), ""
+    last: dict[str, Any] = {}
     for folder in folders:
         before = _read(folder)
-        kept = {name: before[name] for name in FACTS if name in before}
-        own = _entries({**kept, **facts.get(folder.name, {})})
-        command = _entries({"command": job_command.trainer_command(folder)})
+        found = {**{name: before[name] for name in FACTS if name in before}, **facts.get(folder.name, {})}
+        if found != last:  # most runs have the facts of the one before
+            last, own = found, _entries(found)
+        command = f' "command": [\n  {_words(job_command.trainer_command(folder))[1:-1]}\n ]'
         _replace(folder, ",\n".join(filter(None, (command, text, own))))
 
 
@@ -74,6 +76,10 @@ def add_facts(folder: Path, facts: Mapping[str, Any]) -> None:
 
 def _read(folder: Path) -> dict[str, Any]:
     return run_files.read_json(f"{folder}/{run_files.PROVENANCE}") or {}
+
+
+# Indented as by json.dumps, which is slow with `indent`
+_words = json.JSONEncoder(separators=(",\n  ", ": ")).encode
 
 
 def _entries(record: Mapping[str, Any]) -> str:

@@ -107,7 +107,7 @@ def _unset(loaded: Loaded, key: str, field: Any, values: Overrides, places: Mapp
         return "the run's folder"
     if key == "system.cache_dir" and os.environ.get("ABLATRIX_CACHE"):
         return "$ABLATRIX_CACHE"
-    if values[key] == field.get_default(call_default_factory=True):
+    if values[key] == (field.get_default(call_default_factory=True) if field.default_factory else field.default):
         return DEFAULT
     if key.startswith("model."):
         return _of_model(key.removeprefix("model."), values)

@@ -142,10 +142,11 @@ def record_facts(states: Iterable[RunState], facts: Facts) -> None:
         raise RunError(f"cannot write to {error.filename}: {error.strerror}") from None
 
 
-def queue(launcher: Launcher, batch: Batch) -> list[str]:
+def queue(launcher: Launcher, batch: Batch, cluster: str | None = None) -> list[str]:
     """Queue a batch in Slurm and record its job ids, which are looked up in the queue if sbatch's answer is lost.
 
-    Raises RefusedError, or RunError if it is not known whether the job is in the queue.
+    cluster: the name of the one that answers; by default it is asked. Raises RefusedError, or RunError if it is not
+    known whether the job is in the queue.
     """
     try:
         base = job_identity.identify(batch.token, launcher.launch(batch))
@@ -159,7 +160,7 @@ def queue(launcher: Launcher, batch: Batch) -> list[str]:
         raise
     ids = job_ids(base, len(batch.jobs))
     try:
-        record(batch, launcher.name, ids)
+        record(batch, launcher.name, ids, commands.cluster_name() if cluster is None else cluster)
     except OSError as error:
         raise _unwritten(
             error, f"its runs are queued as job {ids[0]}; the next submit finds them by its token"
@@ -190,9 +191,8 @@ def _unwritten(error: OSError, outcome: str) -> RunError:
     return RunError(f"cannot write to {error.filename or 'the study'}: {error.strerror}; {outcome}; submit again later")
 
 
-def record(batch: Batch, launcher: str, ids: Sequence[str]) -> None:
+def record(batch: Batch, launcher: str, ids: Sequence[str], cluster: str = "") -> None:
     """Write a `queued` event for each run."""
-    cluster = "" if launcher == "local" else commands.cluster_name()
     fields = {"launcher": launcher, "token": batch.token, **({"cluster": cluster} if cluster else {})}
     for job, job_id in zip(batch.jobs, ids, strict=True):
         for run, attempt in job:

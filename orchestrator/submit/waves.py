@@ -118,7 +118,7 @@ class _Wave:
     ) -> None:
         self.study, self.order, self.say, self.facts = study, order, say, facts
         self.before, self.jobs_before = before, jobs_before
-        self.launcher = launchers.make(order.launcher)
+        self.launcher, self.cluster = launchers.make(order.launcher), commands.cluster_name()
         self.arrays: list[str] = []
         self.reason = ""
         self.most = order.most
@@ -178,7 +178,7 @@ class _Wave:
                 facts=self.facts,
             )
         try:
-            base = queueing.queue(self.launcher, replace(batch, after=after))[0].partition("_")[0]
+            base = queueing.queue(self.launcher, replace(batch, after=after), self.cluster)[0].partition("_")[0]
         except queueing.RefusedError as error:
             if not site_limits.is_limit(error.cause):
                 raise

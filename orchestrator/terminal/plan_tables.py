@@ -12,6 +12,7 @@ from rich.tree import Tree
 
 from ablatrix.orchestrator.report.lr_schedules import QUARTERS, Schedule
 from ablatrix.orchestrator.study import value_origins
+from ablatrix.orchestrator.study.matrix import first_of_cells
 from ablatrix.orchestrator.terminal import tables
 from ablatrix.trainer.config import optimization
 from ablatrix.trainer.config.field_errors import spell
@@ -137,6 +138,15 @@ def tree(loaded: Loaded, runs: Sequence[Run], folder: Path) -> Tree:
 
 def as_json(runs: Sequence[Run], folder: Path, launcher: str, hours: Mapping[str, float]) -> dict[str, Any]:
     """Return everything about each run, including its full configuration. hours: cell -> hours of a run, if known."""
+    of_cells = {
+        cell: {
+            "parameters": run.config.parameters,
+            "flops_per_token": run.config.flops_per_token,
+            "tokens": run.config.tokens,
+            "hours": hours.get(cell),
+        }
+        for cell, run in first_of_cells(runs).items()
+    }
     return {
         "folder": str(folder),
         "launcher": launcher,
@@ -147,10 +157,7 @@ def as_json(runs: Sequence[Run], folder: Path, launcher: str, hours: Mapping[str
                 "seed": run.seed,
                 "features": list(run.features),
                 "overrides": run.overrides,
-                "parameters": run.config.parameters,
-                "flops_per_token": run.config.flops_per_token,
-                "tokens": run.config.tokens,
-                "hours": hours.get(run.cell),
+                **of_cells[run.cell],
                 "config": run.config.as_tree(),
             }
             for run in runs

@@ -141,7 +141,7 @@ def _select(plan: Plan, study: Study, console: Console) -> tuple[Study, Selectio
     options, scheduler = plan.options, Scheduler()
     states = study_state.collect(study, scheduler)
     queueing.adopt(states)
-    if plan.launcher != "local":
+    if plan.launcher != "local" and any(state.attempt for state in states):
         queueing.release_held(study, scheduler.jobs, console.print)
     order = wave_order.read(study)
     waiting = [state.run.id for state in wave_order.find_waiting(study, order, states)]  # queued even without --retry

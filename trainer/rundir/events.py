@@ -77,8 +77,8 @@ def read_events(run_dir: Path, certain: bool = False, newest_only: Collection[st
     """
     path = f"{run_dir}/{EVENTS}"
     text = read_bytes_strict(path).decode("utf-8", "replace") if certain else read_text(path)
-    text = _without_older(text, newest_only)
-    return [record for record in json_objects(text) if _is_event(record)]
+    records = json_objects(_without_older(text, newest_only)) if text else ()
+    return [record for record in records if _is_event(record)]
 
 
 def may_requeue(stopped: Mapping[str, Any]) -> bool:

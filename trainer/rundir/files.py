@@ -53,6 +53,8 @@ def open_file(path: StrPath, flags: int, mode: int = PLAIN) -> int:
         if error.errno == errno.ENXIO:  # a FIFO without a reader
             raise OSError(errno.ENXIO, ODD, str(path)) from None
         raise
+    if flags & os.O_EXCL:  # a new file
+        return descriptor
     try:
         found = os.fstat(descriptor)
         if not stat.S_ISREG(found.st_mode):
@@ -217,11 +219,10 @@ def replace(
     mode before the umask. If `path` is a link, the link is replaced, not its target. Raises OSError if the file system
     fails for longer than `retry` waits; the temporary file is then removed.
     """
-    folder, name = os.path.split(path)
+    folder, slash, name = os.fspath(path).rpartition("/")
 
     def once() -> None:
-        mark = f"{socket.gethostname()}.{os.getpid()}.{os.urandom(4).hex()}"
-        temporary = os.path.join(folder, f".{name}.{mark}.tmp")
+        temporary = f"{folder}{slash}.{name}.{socket.gethostname()}.{os.getpid()}.{os.urandom(4).hex()}.tmp"
         try:
             _fill(temporary, write, durable, mode)
             guard()
@@ -332,7 +333,8 @@ def _call_with_file(write: Callable[[IO[bytes]], object], descriptor: int) -> No
 
 
 def _write_all(descriptor: int, data: bytes | memoryview) -> None:
-    left = memoryview(data).cast("B")
+    written = os.write(descriptor, data)
+    left = memoryview(data).cast("B")[written:]
     while left:
         left = left[os.write(descriptor, left) :]
 
