@@ -1,6 +1,7 @@
 // Causal attention for small heads. All arrays are float32.
-// T positions, hs channels (a multiple of 16); the heads of all windows form one dimension H: q, k, v, y (H, T, hs).
+// T positions, hs channels (a multiple of 16). The heads of all windows are numbered through.
 #include <cmath>
+#include <cstring>
 
 #include "tile.h"
 
@@ -20,16 +21,38 @@ struct Dropout {  // for a block of queries: the weight of key j is kept where b
   }
 };
 
+struct Array {  // (windows, heads per window, T, hs), whose channels are adjacent; strides in elements
+  float* data;
+  long window, head, row;
+
+  float* at(long h, long per_window) const { return data + h / per_window * window + h % per_window * head; }
+};
+
+// Copy rows of `width` channels, whose distance changes
+void copy(const float* from, long from_row, float* to, long to_row, long rows, long width) {
+  for (long t = 0; t < rows; ++t) std::memcpy(to + t * to_row, from + t * from_row, width * sizeof *to);
+}
+
 struct Head {
   long length, width, padded;   // T, hs, T rounded up to whole blocks, and PADDING
   float scale, slope, upscale;  // scale and slope of base-2 scores; factor of the weights that are kept
   float *keys, *values;         // k^T and v^T, (hs, padded)
+  float* rows;                  // v in the forward pass, k in the backward pass, (T, hs)
+  float *dk, *dv;               // (T, hs)
   float *weights, *gradient;    // for a block of queries, (QUERIES, padded)
+  float *queries, *outputs;     // the block's q and dy, (QUERIES, hs)
 
-  void transpose(const float* from, float* to) const {
+  Head(long length, long width, float slope, float upscale, float* scratch)
+      : length(length), width(width), padded((length + QUERIES - 1) / QUERIES * QUERIES + PADDING),
+        scale(LOG2_E / std::sqrt((float)width)), slope(slope * LOG2_E), upscale(upscale), keys(scratch),
+        values(keys + width * padded), rows(values + width * padded), dk(rows + width * padded),
+        dv(dk + width * padded), weights(dv + width * padded), gradient(weights + QUERIES * padded),
+        queries(gradient + QUERIES * padded), outputs(queries + QUERIES * width) {}
+
+  void transpose(const float* from, long stride, float* to) const {
     for (long t = 0; t < padded; t += LANES)
       for (long d = 0; d < width; ++d)
-        store(to + d * padded + t, gather(from + t * width + d, width, t < length ? length - t : 0));
+        store(to + d * padded + t, gather(from + t * stride + d, stride, t < length ? length - t : 0));
   }
 
   static float dot(const float* a, const float* b, long width) {
@@ -38,9 +61,9 @@ struct Head {
     return ::sum(sum);
   }
 
-  // (rows, keys up to `stop`) = a b^T, with b^T (hs, padded)
-  void multiply(const float* a, const float* b, int rows, int stop, float* out) const {
-    Product{a, width, 1, width, b, padded, out, padded, false}.run(rows, (stop + LANES - 1) / LANES * LANES);
+  // (count, keys up to `stop`) = a b^T, with the rows of a `stride` apart and b^T (hs, padded)
+  void multiply(const float* a, long stride, const float* b, int count, int stop, float* out) const {
+    Product{a, stride, 1, width, b, padded, out, padded, false}.run(count, (stop + LANES - 1) / LANES * LANES);
   }
 
   Vector score(const float* product, int i, int j) const {
@@ -70,34 +93,37 @@ struct Head {
     return ::sum(sum);
   }
 
-  void forward(long h, const float* q, const float* v, const Dropout* dropouts, float* y, float* log_sums) const {
+  void forward(long h, const float* q, long q_row, const Dropout* dropouts, float* y, long y_row,
+               float* log_sums) const {
     for (int first = 0; first < length; first += QUERIES) {
       int stop = first + QUERIES < length ? first + QUERIES : length;
       float factors[QUERIES];
-      multiply(q + first * width, keys, stop - first, stop, weights);
+      multiply(q + first * q_row, q_row, keys, stop - first, stop, weights);
       for (int i = first; i < stop; ++i) {
         float largest, *row = weights + (i - first) * padded;
         float sum = exponentiate(row, i, first, stop, h, dropouts[first / QUERIES], largest);
         log_sums[i] = largest + std::log2(sum);
         factors[i - first] = upscale / sum;
       }
-      Product{weights, padded, 1, stop, v, width, y + first * width, width, false}.run(stop - first, width);
+      Product{weights, padded, 1, stop, rows, width, y + first * y_row, y_row, false}.run(stop - first, width);
       for (int i = first; i < stop; ++i)
-        for (int d = 0; d < width; ++d) y[i * width + d] *= factors[i - first];
+        for (int d = 0; d < width; ++d) y[i * y_row + d] *= factors[i - first];
     }
   }
 
-  // Replace query i's products q k^T by ds, and its products dy v^T by the weights that were applied to v
+  // Replace query i's products q k^T by ds, times the scale of the scores, and its products dy v^T by the weights that
+  // were applied to v
   void differentiate(float* row, float* other, int i, int first, int stop, long h, const Dropout& dropout,
                      float log_sum, float mean) const {
+    const float factor = 1 / std::sqrt((float)width);
     for (int j = 0; j < stop; j += LANES) {
       int seen = i + 1 - j;
       Vector ds{}, applied{};
       if (seen > 0) {
         Vector p = keep(::first(seen), exp2(score(row, i, j) - broadcast(log_sum)));
         Mask kept = dropout.kept(h, i - first, j, seen);
-        Vector dp = keep(kept, load(other + j) * broadcast(upscale));
-        ds = keep(::first(seen), p * (dp - broadcast(mean)));
+        Vector dp = keep(kept, load(other + j) * broadcast(upscale * factor));
+        ds = keep(::first(seen), p * (dp - broadcast(mean * factor)));
         applied = keep(kept, p * broadcast(upscale));
       }
       store(row + j, ds);
@@ -105,48 +131,54 @@ struct Head {
     }
   }
 
-  // dq is written; dk and dv are added to
-  void backward(long h, const float* q, const float* k, const float* y, const float* dy, const Dropout* dropouts,
-                const float* log_sums, float* dq, float* dk, float* dv) const {
-    for (int first = 0; first < length; first += QUERIES) {
-      int stop = first + QUERIES < length ? first + QUERIES : length, rows = stop - first;
-      multiply(q + first * width, keys, rows, stop, weights);
-      multiply(dy + first * width, values, rows, stop, gradient);
+  // The last block of queries sees all keys, so it comes first and writes all of dk and dv; others add to them
+  void backward(long h, const float* q, long q_row, const float* y, long y_row, const float* dy, long dy_row,
+                const Dropout* dropouts, const float* log_sums, float* dq, long dq_row) const {
+    for (int first = (length - 1) / QUERIES * QUERIES; first >= 0; first -= QUERIES) {
+      bool add = first + QUERIES < length;
+      int stop = add ? first + QUERIES : length, count = stop - first;
+      copy(q + first * q_row, q_row, queries, width, count, width);
+      copy(dy + first * dy_row, dy_row, outputs, width, count, width);
+      multiply(queries, width, keys, count, stop, weights);
+      multiply(outputs, width, values, count, stop, gradient);
       for (int i = first; i < stop; ++i) {
-        float mean = dot(dy + i * width, y + i * width, width);
+        float mean = dot(outputs + (i - first) * width, y + i * y_row, width);
         long at = (i - first) * padded;
         differentiate(weights + at, gradient + at, i, first, stop, h, dropouts[first / QUERIES], log_sums[i], mean);
       }
-      Product{weights, padded, 1, stop, k, width, dq + first * width, width, false}.run(rows, width);
-      Product{weights, 1, padded, rows, q + first * width, width, dk, width, true}.run(stop, width);
-      Product{gradient, 1, padded, rows, dy + first * width, width, dv, width, true}.run(stop, width);
+      Product{weights, padded, 1, stop, rows, width, dq + first * dq_row, dq_row, false}.run(count, width);
+      Product{weights, 1, padded, count, queries, width, dk, width, add}.run(stop, width);
+      Product{gradient, 1, padded, count, outputs, width, dv, width, add}.run(stop, width);
     }
   }
 };
 
 }  // namespace
 
-// Without dy: forward pass, which writes y and log_sums (H, T). With dy: backward pass, which writes dq and adds to dk
-// and dv, all three without the scale of the scores. slopes (heads per window) or null; dropouts: one per 64 queries;
-// scratch (threads, 2 (hs + 64) padded)
+// arrays: q, k, v and y. Forward pass: writes y and log_sums (windows, heads, T). Backward pass: arrays has also dy, and
+// dq, dk and dv, which are written. slopes (heads per window) or null; dropouts: one per 64 queries; scratch (threads,
+// 5 hs padded + 128 (padded + hs))
 extern "C" void attention(long heads, long length, long width, float upscale, const float* slopes, long per_window,
-                          const Dropout* dropouts, const float* q, const float* k, const float* v, float* y,
-                          float* log_sums, const float* dy, float* dq, float* dk, float* dv, float* scratch,
-                          int threads) {
+                          const Dropout* dropouts, const Array* arrays, float* log_sums, bool backward,
+                          float* scratch, int threads) {
   long padded = (length + QUERIES - 1) / QUERIES * QUERIES + PADDING;
+  long room = 5 * width * padded + 2 * QUERIES * (padded + width);
 #pragma omp parallel for num_threads(threads) schedule(dynamic)
   for (long h = 0; h < heads; ++h) {
-    float* room = scratch + omp_get_thread_num() * 2 * (width + QUERIES) * padded;
-    float slope = slopes ? slopes[h % per_window] * LOG2_E : 0;
-    Head head{length, width, padded, LOG2_E / std::sqrt((float)width), slope, upscale, room, room + width * padded,
-              room + 2 * width * padded, room + (2 * width + QUERIES) * padded};
-    long at = h * length * width;
-    head.transpose(k + at, head.keys);
-    if (!dy) {
-      head.forward(h, q + at, v + at, dropouts, y + at, log_sums + h * length);
+    Head head(length, width, slopes ? slopes[h % per_window] : 0, upscale, scratch + omp_get_thread_num() * room);
+    auto at = [&](int array) { return arrays[array].at(h, per_window); };
+    const Array &q = arrays[0], &k = arrays[1], &v = arrays[2], &y = arrays[3];
+    float* sums = log_sums + h * length;
+    head.transpose(at(1), k.row, head.keys);
+    if (!backward) {
+      copy(at(2), v.row, head.rows, width, length, width);
+      head.forward(h, at(0), q.row, dropouts, at(3), y.row, sums);
       continue;
     }
-    head.transpose(v + at, head.values);
-    head.backward(h, q + at, k + at, y + at, dy + at, dropouts, log_sums + h * length, dq + at, dk + at, dv + at);
+    head.transpose(at(2), v.row, head.values);
+    copy(at(1), k.row, head.rows, width, length, width);
+    head.backward(h, at(0), q.row, at(3), y.row, at(4), arrays[4].row, dropouts, sums, at(5), arrays[5].row);
+    copy(head.dk, width, at(6), arrays[6].row, length, width);
+    copy(head.dv, width, at(7), arrays[7].row, length, width);
   }
 }

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ablatrix.models.compiled_attention import cpu_attention
+from ablatrix.models.compiled_attention import cpu_attention, packed_attention, split_heads
 from ablatrix.models.cpu_kernels import causal_mask, distances, other_documents
 from ablatrix.models.layers import Dropout, Linear
 from ablatrix.models.norms import RMSNorm
@@ -40,17 +40,22 @@ class CausalSelfAttention(nn.Module):
         self.k_norm = RMSNorm(head_size) if config.qk_norm else None
         self.rotary = Rotary(head_size, config.block_size) if config.positions == "rope" else None
         self.alibi = ALiBi(config.n_head, config.alibi_trainable) if config.positions == "alibi" else None
+        self.changes_heads = config.qk_norm or self.rotary is not None or self.n_kv_head != self.n_head
 
     def forward(self, x: Tensor, documents: Tensor | None = None) -> Tensor:
         B, T, C = x.shape  # noqa: N806
-        q, k, v = self._split_heads(self.c_attn(x), C // self.n_head)
-        if self.q_norm is not None and self.k_norm is not None:
-            q, k = self.q_norm(q).type_as(v), self.k_norm(k).type_as(v)
-        if self.rotary is not None:
-            q, k = self.rotary(q), self.rotary(k)
+        qkv = self.c_attn(x)
         slopes = None if self.alibi is None else self.alibi.slopes
         pdrop = self.attn_pdrop if self.training else 0.0
-        y = causal_attention(q, k, v, pdrop, slopes, documents=documents)  # (B, nh, T, hs)
+        if self.changes_heads or x.device.type != "cpu":
+            q, k, v = self._split_heads(qkv, C // self.n_head)
+            if self.q_norm is not None and self.k_norm is not None:
+                q, k = self.q_norm(q).type_as(v), self.k_norm(k).type_as(v)
+            if self.rotary is not None:
+                q, k = self.rotary(q), self.rotary(k)
+            y = causal_attention(q, k, v, pdrop, slopes, documents=documents)  # (B, nh, T, hs)
+        else:
+            y = packed_attention(qkv, self.n_head, pdrop, slopes, documents=documents)
         y = y.transpose(1, 2).reshape(B, T, C)  # (B, nh, T, hs) -> (B, T, nh hs)
         return self.resid_dropout(self.c_proj(y))
 
@@ -59,10 +64,9 @@ class CausalSelfAttention(nn.Module):
         B, T, _ = qkv.shape  # noqa: N806
         nh, nkv = self.n_head, self.n_kv_head
         if nkv == nh:
-            q, k, v = qkv.view(B, T, 3, nh, hs).permute(2, 0, 3, 1, 4)  # (3, B, nh, T, hs)
-        else:
-            heads = qkv.view(B, T, nh + 2 * nkv, hs).transpose(1, 2)  # (B, nh + 2 nkv, T, hs)
-            q, k, v = heads.split((nh, nkv, nkv), dim=1)
+            return split_heads(qkv, nh)
+        heads = qkv.view(B, T, nh + 2 * nkv, hs).transpose(1, 2)  # (B, nh + 2 nkv, T, hs)
+        q, k, v = heads.split((nh, nkv, nkv), dim=1)
         return q, k, v
 
 

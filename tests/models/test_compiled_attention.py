@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ablatrix.models import cpu_kernels, native
-from ablatrix.models.compiled_attention import SOURCE, cpu_attention
+from ablatrix.models.compiled_attention import SOURCE, cpu_attention, packed_attention, split_heads
 from ablatrix.models.cpu_kernels import block_attention
 
 
@@ -50,6 +50,31 @@ def test_as_torch_computes(
 
 def test_bfloat16() -> None:
     check(0.03, 200, 32, 0.1, None, torch.bfloat16)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 3e-6), (torch.bfloat16, 0.03)])
+@pytest.mark.parametrize("length", [100, 200])  # the shorter one is not worth compiling
+def test_q_k_and_v_in_one_tensor(dtype: torch.dtype, tolerance: float, length: int) -> None:
+    qkv = torch.randn(2, length, 3 * 3 * 32).to(dtype).requires_grad_()
+    gradient = torch.randn(2, length, 3 * 32).to(dtype)
+    results = []
+    for attend in (
+        lambda: packed_attention(qkv, 3, 0.1, None),
+        lambda: block_attention(*split_heads(qkv, 3), 0.1, None),
+    ):
+        torch.manual_seed(0)
+        y = attend().transpose(1, 2).reshape(2, length, 3 * 32)
+        results.append((y.detach(), *torch.autograd.grad(y, qkv, gradient)))
+    for ours, theirs in zip(*results, strict=True):
+        assert ours.dtype == theirs.dtype == dtype
+        assert float((ours - theirs).abs().max()) <= tolerance * float(theirs.abs().max())
+
+
+def test_heads_and_gradients_whose_channels_are_not_adjacent() -> None:
+    heads = [torch.randn(2, 3, 16, 130).mT.requires_grad_() for _ in range(3)]
+    found = torch.autograd.grad(cpu_attention(*heads, 0.0, None).sum(), heads)  # the gradient of a sum is expanded
+    expected = torch.autograd.grad(block_attention(*heads, 0.0, None).sum(), heads)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_second_derivatives_are_refused_instead_of_being_wrong() -> None:
