@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ablatrix.models import custom
-from ablatrix.models.compiled_pointwise import gelu
+from ablatrix.models.compiled_gelu import gelu
 from ablatrix.models.config import GATED, ResolvedGPTConfig, gated_hidden
 from ablatrix.models.layers import Dropout, Linear
 

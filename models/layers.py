@@ -9,7 +9,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ablatrix.models import compiled_pointwise
+from ablatrix.models import cpu_kernels
 
 
 class Linear(nn.Linear):
@@ -39,7 +39,7 @@ class Dropout(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.pdrop == 0.0:
             return x
-        return compiled_pointwise.dropout(x, self.pdrop) if x.device.type == "cpu" else F.dropout(x, self.pdrop)
+        return cpu_kernels.dropout(x, self.pdrop) if x.device.type == "cpu" else F.dropout(x, self.pdrop)
 
     def extra_repr(self) -> str:
         return f"pdrop={self.pdrop}"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ablatrix.models import compiled_attention, compiled_head, compiled_pointwise, native
+from ablatrix.models import compiled_attention, compiled_gelu, compiled_head, native
 
 
 @pytest.fixture(autouse=True)
@@ -18,7 +18,7 @@ def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("g++"), reason="needs g++")
-@pytest.mark.parametrize("source", [compiled_head.FLOAT32, compiled_attention.SOURCE, compiled_pointwise.SOURCE])
+@pytest.mark.parametrize("source", [compiled_head.FLOAT32, compiled_attention.SOURCE, compiled_gelu.SOURCE])
 def test_every_kind_of_processor_has_its_own_library(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """They are compiled and loaded, which needs no such processor, but not called."""
     names = []
@@ -33,7 +33,7 @@ def test_every_kind_of_processor_has_its_own_library(source: str, monkeypatch: p
 def test_other_processors_use_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native, "vectors", lambda: "DEFAULT")
     weight = torch.zeros(compiled_head.MIN_WORDS, 48)
-    assert not native.load(compiled_pointwise.SOURCE)
+    assert not native.load(compiled_gelu.SOURCE)
     assert not any(compiled_head.find(weight, dtype, needs_grad=True) for dtype in (torch.float32, torch.bfloat16))
 
 
