@@ -152,12 +152,11 @@ def _check_space(loaded: Loaded, runs: Sequence[Run]) -> Iterator[str]:
     folder = loaded.experiment.folder
     try:
         parent = shared_fs.nearest_existing(folder)
-        free = shutil.disk_usage(parent).free
+        free, there = shutil.disk_usage(parent).free, set(list_folder(folder))
     except OSError:  # reported by `_check_output`
         return
     configs = {cell: run.cell_config for cell, run in first_of_cells(runs).items()}
     kept = {cell: _bytes_kept(config) for cell, config in configs.items() if isinstance(config, RunConfig)}
-    there = set(list_folder(folder))
     needed = sum(
         max(0, kept[run.cell] - (_bytes_there(folder / run.id) if run.id in there else 0))
         for run in runs
