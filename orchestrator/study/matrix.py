@@ -261,13 +261,14 @@ def _placed(problem: str, loaded: Loaded, cell: Cell, size: Size) -> str:
 
 def _same_cells(loaded: Loaded, planned: Sequence[_Planned]) -> list[str]:
     """Return the cells of a size with the same configuration, typically due to features that change nothing."""
-    first: dict[str, Cell] = {}
+    first: dict[str, _Planned] = {}
     blamed: set[str] = set()
     problems = []
     for one in planned:
         cell, overrides = one.cell, one.overrides
-        other = first.setdefault(one.fingerprint(0), cell)
-        if other is cell or not (cell.features or other.features) or blamed.intersection(cell.features):
+        before = first.setdefault(one.fingerprint(0), one)
+        other = before.cell
+        if before is one or not (cell.features or other.features) or blamed.intersection(cell.features):
             continue
         blamed.update(cell.features)
         where = loaded.at("features", cell.features[0] if cell.features else "")
@@ -276,6 +277,8 @@ def _same_cells(loaded: Loaded, planned: Sequence[_Planned]) -> list[str]:
             problems.append(f"{where}cell {cell.name} is the same configuration as cell {other.name} ({settings})")
         else:
             why = ", ".join(f"--set {key} overrides it" for key in overrides if key in loaded.forced)
-            why = why or f"base and defaults already say {settings}"
+            if not why and one.config.as_tree() == before.config.as_tree():
+                why = f"base and defaults already say {settings}"
+            why = why or f"{settings} is not part of training"
             problems.append(f"{where}cell {cell.name} changes nothing: {why}")
     return problems

@@ -84,6 +84,7 @@ def test_fingerprint_depends_on_the_whole_config_but_not_on_places(tmp_path: Pat
     [
         ("a: {model.rope: false}", "cell a changes nothing: base and defaults already say model.rope: false"),
         ("a: {model.n_embd: 48}", "cell a changes nothing"),
+        ("a: {callbacks.watch_loss: 3}", "cell a changes nothing: callbacks.watch_loss: 3 is not part of training"),
         ("a: {model.rope: true}, b: {model.rope: true}", "cell b is the same configuration as cell a"),
         ("a: {model.n_head: 5}", "cell a: model: n_embd (48) is not divisible by n_head (5)"),
         ("a: {data.block_size: 64, model.block_size: 32}", "data.block_size: 64 exceeds the model's block_size 32"),
