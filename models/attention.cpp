@@ -21,6 +21,11 @@ struct Dropout {  // for a block of queries: the weight of key j is kept where b
   }
 };
 
+// The length of rows of keys: T rounded up to whole blocks, and PADDING
+long pad(long length) { return (length + QUERIES - 1) / QUERIES * QUERIES + PADDING; }
+
+enum { Q, K, V, Y, DY, DQ, DK, DV };  // the arrays of a call
+
 struct Array {  // (windows, heads per window, T, hs), whose channels are adjacent; strides in elements
   float* data;
   long window, head, row;
@@ -43,7 +48,7 @@ struct Head {
   float *queries, *outputs;     // the block's q and dy, (QUERIES, hs)
 
   Head(long length, long width, float slope, float upscale, float* scratch)
-      : length(length), width(width), padded((length + QUERIES - 1) / QUERIES * QUERIES + PADDING),
+      : length(length), width(width), padded(pad(length)),
         scale(LOG2_E / std::sqrt((float)width)), slope(slope * LOG2_E), upscale(upscale), keys(scratch),
         values(keys + width * padded), rows(values + width * padded), dk(rows + width * padded),
         dv(dk + width * padded), weights(dv + width * padded), gradient(weights + QUERIES * padded),
@@ -155,30 +160,28 @@ struct Head {
 
 }  // namespace
 
-// arrays: q, k, v and y. Forward pass: writes y and log_sums (windows, heads, T). Backward pass: arrays has also dy, and
-// dq, dk and dv, which are written. slopes (heads per window) or null; dropouts: one per 64 queries; scratch (threads,
-// 5 hs padded + 128 (padded + hs))
+// arrays: see Q to DV. Forward pass: writes y and log_sums (windows, heads, T). Backward pass: writes dq, dk and dv.
+// slopes (heads per window) or null; dropouts: one per 64 queries; scratch (threads, 5 hs padded + 128 (padded + hs))
 extern "C" void attention(long heads, long length, long width, float upscale, const float* slopes, long per_window,
                           const Dropout* dropouts, const Array* arrays, float* log_sums, bool backward,
                           float* scratch, int threads) {
-  long padded = (length + QUERIES - 1) / QUERIES * QUERIES + PADDING;
-  long room = 5 * width * padded + 2 * QUERIES * (padded + width);
+  long room = 5 * width * pad(length) + 2 * QUERIES * (pad(length) + width);
 #pragma omp parallel for num_threads(threads) schedule(dynamic)
   for (long h = 0; h < heads; ++h) {
     Head head(length, width, slopes ? slopes[h % per_window] : 0, upscale, scratch + omp_get_thread_num() * room);
     auto at = [&](int array) { return arrays[array].at(h, per_window); };
-    const Array &q = arrays[0], &k = arrays[1], &v = arrays[2], &y = arrays[3];
+    auto row = [&](int array) { return arrays[array].row; };
     float* sums = log_sums + h * length;
-    head.transpose(at(1), k.row, head.keys);
+    head.transpose(at(K), row(K), head.keys);
     if (!backward) {
-      copy(at(2), v.row, head.rows, width, length, width);
-      head.forward(h, at(0), q.row, dropouts, at(3), y.row, sums);
+      copy(at(V), row(V), head.rows, width, length, width);
+      head.forward(h, at(Q), row(Q), dropouts, at(Y), row(Y), sums);
       continue;
     }
-    head.transpose(at(2), v.row, head.values);
-    copy(at(1), k.row, head.rows, width, length, width);
-    head.backward(h, at(0), q.row, at(3), y.row, at(4), arrays[4].row, dropouts, sums, at(5), arrays[5].row);
-    copy(head.dk, width, at(6), arrays[6].row, length, width);
-    copy(head.dv, width, at(7), arrays[7].row, length, width);
+    head.transpose(at(V), row(V), head.values);
+    copy(at(K), row(K), head.rows, width, length, width);
+    head.backward(h, at(Q), row(Q), at(Y), row(Y), at(DY), row(DY), dropouts, sums, at(DQ), row(DQ));
+    copy(head.dk, width, at(DK), row(DK), length, width);
+    copy(head.dv, width, at(DV), row(DV), length, width);
   }
 }

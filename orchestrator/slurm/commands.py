@@ -122,8 +122,9 @@ def queue(user: str = "", token: str = "") -> dict[str, Job]:
     # the comment and the script's path come last because they may contain a bar
     form = "--format=%i|%T|%u|%N|%r|%k|%o"
     command = ["squeue", "--noheader", "--array", f"--user={user or os.getuid()}", "--states=all", form]
-    lines = run_command(command).split("\n")
-    return parse_squeue("\n".join(line for line in lines if token in line), *users)
+    lines = run_command(command).split("\n")  # parsing thousands takes longer than searching them
+    jobs = parse_squeue("\n".join(line for line in lines if token in line), *users)
+    return {job_id: job for job_id, job in jobs.items() if token in ("", job.token)}
 
 
 def own_names() -> set[str]:

@@ -32,7 +32,7 @@ def find_job(token: str, looks: Sequence[float], candidates: Sequence[str] = ())
     for pause in looks:
         time.sleep(pause)
         with contextlib.suppress(commands.ControllerError):
-            jobs = [job for job in commands.queue(token=token).values() if job.token == token and job.base.isdigit()]
+            jobs = [job for job in commands.queue(token=token).values() if job.base.isdigit()]
             if jobs:
                 return _cancel_twins(sorted(jobs, key=lambda job: int(job.base)), candidates)
     return ""

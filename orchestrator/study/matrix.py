@@ -171,9 +171,9 @@ class _Expansion:
 
     def at_size(self, size: Size, designed: Sequence[Cell]) -> list[_Planned]:
         """Return the base without features, then the cells; invalid ones are left out."""
-        planned, levels = [], self.loaded.experiment.all_levels()
+        planned = []
         for cell in [Cell("", ()), *designed]:
-            on = [level for level in levels if level.label in cell.features]
+            on = self.loaded.experiment.active_levels(cell.features)
             overrides = merge_overrides(on)
             for pair, fault in _undone_features(self.loaded, cell, on, overrides):
                 self._faults.setdefault(pair, fault)
