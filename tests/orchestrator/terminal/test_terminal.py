@@ -53,6 +53,11 @@ class Session:
                     return self.text
         return self.text
 
+    def until_it_waits(self) -> None:
+        """Until it sleeps: CPython loses a Ctrl-C between the prompt of `input()` and its read, up to the next key."""
+        stat = Path(f"/proc/{self.pid}/stat")
+        wait_for(lambda: stat.read_text().rpartition(")")[2].split()[0] == "S")
+
     def wait(self) -> int:
         return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
 
@@ -121,6 +126,7 @@ def test_ctrl_c_in_any_verb_is_one_sentence(
             until_started(study)
             session = Session(study, *words)
             session.read_until(shown)
+            session.until_it_waits()
             os.write(session.terminal, b"\x03")
             text = session.read_until("")
             assert session.wait() == 130
