@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import shlex
+import stat
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -353,7 +354,18 @@ def _suggest_file() -> str:
 
 
 def _holds_study(folder: Path) -> bool:
-    return os.path.isfile(folder / STUDY)  # for a folder that may not be read, this returns False instead of raising
+    """Return whether there is a study. Raises UserError if this user may not read it."""
+    path = folder / STUDY
+    try:
+        found = stat.S_ISREG(path.stat().st_mode)
+        denied = found and not os.access(path, os.R_OK)
+    except PermissionError:
+        denied = True
+    except OSError:
+        return False
+    if denied:
+        raise UserError(f"cannot read {path}: Permission denied; ask the owner of the folder for read access")
+    return found
 
 
 def _studies(output: Path) -> list[str]:

@@ -109,4 +109,7 @@ def test_studies_of_two_users_in_one_folder(found: Found, tally: Tally) -> None:
     assert all(len(shown["err"].splitlines()) <= 1 for shown in (looked, reported, cancelled, submitted, rerun))
     assert outcomes["unchanged"], "somebody else's study was changed"
     assert values(outcomes, "alice's report")[0]["code"] == 0
+    for private in values(outcomes, "private file", "private folder"):
+        assert private["code"] == 2
+        assert "cannot read out/ours/study.json: Permission denied; ask" in private["err"]
     tally("two users' studies in one sticky folder do not touch each other", 8, "another's can be looked at")

@@ -227,6 +227,10 @@ def studies(place: Place) -> dict[str, Any]:
         found["bob: " + " ".join(str(w) for w in words if "/" not in str(w))] = as_user(BOB, verb(*words))
     found["unchanged"] = tree(place.folder / "out") == before
     found["alice's report"] = as_user(ALICE, verb("report", "ours"))
+    study = place.folder / "out" / "ours"
+    for path, name in ((study / "study.json", "private file"), (study, "private folder")):
+        path.chmod(0o700)
+        found[name] = as_user(BOB, verb("status", "ours"))
     owners = {path.name: path.lstat().st_uid for path in (place.folder / "out").iterdir()}
     return found | {"owners": owners}
 
