@@ -5,36 +5,40 @@ from __future__ import annotations
 import gc
 import io
 import math
-import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-from xml.etree import ElementTree
 
 import matplotlib
+import numpy as np
 from matplotlib.backend_bases import FigureCanvasBase
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure as Canvas
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
-from matplotlib.ticker import EngFormatter
+from matplotlib.ticker import EngFormatter, FixedFormatter, ScalarFormatter
 from matplotlib.transforms import ScaledTranslation
+from PIL import Image
 
 from ablatrix.orchestrator.report import forest_plot, waterfall_plot
 from ablatrix.orchestrator.report.formatting import shorten
+from ablatrix.orchestrator.report.inline_svg import inline_svg
 from ablatrix.orchestrator.report.palette import BAND, GREY, INK, style, ticks
-from ablatrix.trainer.rundir.console import visible
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
+    from matplotlib.ticker import Formatter
 
     from ablatrix.orchestrator.report.figure_data import Figure, Line, Panel
 
 LABEL_HEIGHT = 0.072  # fraction of a panel's height
 DPI = 200  # of PNGs and of the layout: the width of text depends on it
 WIDE, NARROW = 7.2, 3.5  # inches: two columns of a paper; a phone
+ROUND: dict[str, Any] = {"capstyle": "projecting", "joinstyle": "round"}  # as in single lines
 
 SETTINGS: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
@@ -69,7 +73,6 @@ SETTINGS: dict[Any, Any] = {
 }
 _KEPT = {"backend", "backend_fallback", "interactive", "toolbar", "timezone"}
 NO_METADATA: dict[str, dict[str, None]] = {
-    "png": {"Software": None},
     "pdf": {"Creator": None, "Producer": None, "CreationDate": None},
     "svg": {"Creator": None, "Date": None, "Format": None, "Type": None},
 }
@@ -120,23 +123,34 @@ def draw(figure: Figure, *, on_page: bool = True, with_pdf: bool = False) -> Dra
     """
     with settings():
         canvas = layout(figure)
+        png, pdf = save(canvas, "png"), save(canvas, "pdf") if with_pdf else b""
         svg = ""
         if on_page and not figure.forest:
             svg = inline_svg(save(canvas, "svg"), figure, "wide")
-            svg += inline_svg(save(layout(figure, NARROW), "svg"), figure, "narrow")
-        return Drawn(save(canvas, "png"), save(canvas, "pdf") if with_pdf else b"", svg)
+            svg += inline_svg(save(layout(figure, NARROW, canvas), "svg"), figure, "narrow")
+        return Drawn(png, pdf, svg)
 
 
 def save(canvas: Canvas, kind: str) -> bytes:
     """Return the canvas as the content of a file of this kind, without dates or versions in its metadata."""
     buffer = io.BytesIO()
-    canvas.savefig(buffer, format=kind, dpi=DPI, metadata=NO_METADATA[kind], transparent=kind == "svg")
+    if kind == "png":
+        drawn: Any = FigureCanvasAgg(canvas)
+        drawn.draw()
+        image = Image.frombuffer("RGBA", drawn.get_width_height(), drawn.buffer_rgba()).convert("RGB")
+        image.save(buffer, kind, dpi=(DPI, DPI), compress_level=3)  # takes half as long as 6, the default
+        FigureCanvasBase(canvas)  # frees the image
+    else:
+        canvas.savefig(buffer, format=kind, dpi=DPI, metadata=NO_METADATA[kind], transparent=kind == "svg")
     return buffer.getvalue()
 
 
-def layout(figure: Figure, width: float = WIDE) -> Canvas:
-    """Return the figure laid out `width` inches wide, ready to be drawn: the same layout for every format."""
-    canvas = Canvas(dpi=DPI)
+def layout(figure: Figure, width: float = WIDE, drawn: Canvas | None = None) -> Canvas:
+    """Return the figure laid out `width` inches wide, ready to be drawn: the same layout for every format.
+
+    drawn: the same figure at another width; its panels are moved instead of being made again.
+    """
+    canvas = drawn if drawn and figure.panels else Canvas(dpi=DPI)
     FigureCanvasAgg(canvas)
     if figure.forest:
         forest_plot.fill(canvas, figure.title, figure.forest, width)
@@ -150,10 +164,8 @@ def layout(figure: Figure, width: float = WIDE) -> Canvas:
     return canvas
 
 
-# ---- panels ----------------------------------------------------------------------------------------------------------
-
-
 def _panels(canvas: Canvas, figure: Figure, width: float) -> None:
+    """Draw the panels, or move those that are there, and set what depends on the width: titles, labels and legend."""
     count = max(1, len(figure.panels))
     direct = any(panel.direct for panel in figure.panels)
     columns = 1 if width == NARROW or direct else min(3 if count > 4 else 2, count)
@@ -169,18 +181,29 @@ def _panels(canvas: Canvas, figure: Figure, width: float) -> None:
     if not figure.panels:
         canvas.text(0.5, 0.5, "No rows of any loss.csv yet", ha="center", color=GREY)
     names = shorten((text for p in figure.panels for text in p.title.split("\n")), 25 if columns == 3 else 38)
+    there, grid = canvas.axes, canvas.add_gridspec(rows, columns)
     for i, panel in enumerate(figure.panels):
-        axes = canvas.add_subplot(rows, columns, i + 1)
-        axes.patch.set_gid(f"panel{i}")
-        fill_panel(axes, panel, steps=i < columns)
-        axes.set_title("\n".join(names[text] for text in panel.title.split("\n")))
-        if columns == 3 and i % columns:
-            axes.set_ylabel("")
+        axes = there[i] if there else canvas.add_subplot(grid[i])
+        axes.set_subplotspec(grid[i])
+        if not there:
+            axes.patch.set_gid(f"panel{i}")
+            fill_panel(axes, panel, steps=i == 0)
+        # y=None: matplotlib measures everything above the axes to find the title's place, whenever it is asked
+        y = None if _has_top(axes) else 1.0
+        axes.set_title("\n".join(names[text] for text in panel.title.split("\n")), y=y)
         below = figure.panels[i + columns] if i + columns < count else None
-        if below and (below.x_label, below.x_range) == (panel.x_label, panel.x_range):
-            axes.set_xlabel("")
+        shared = below and (below.x_label, below.x_range) == (panel.x_label, panel.x_range)
+        axes.set_xlabel("" if shared else panel.x_label)
+        axes.set_ylabel("" if columns == 3 and i % columns else panel.y_label)
+    for legend in list(canvas.legends):
+        legend.remove()
     if figure.legend:
         _legend(canvas, figure, legend_columns, 36 if width == NARROW else 60)
+
+
+def _has_top(axes: Axes) -> bool:
+    """True if a second axis or a factor of the tick labels (1e−6) is above the axes."""
+    return bool(axes.child_axes or axes.yaxis.get_major_formatter().get_offset())
 
 
 def fill_panel(axes: Axes, panel: Panel, steps: bool) -> None:
@@ -197,15 +220,24 @@ def fill_panel(axes: Axes, panel: Panel, steps: bool) -> None:
         labels = [f"{value:g}" if value < 10_000 else EngFormatter()(value) for value in panel.log_ticks]
         axes.set_xticks([math.log(value) for value in panel.log_ticks], labels)
     else:
-        axes.set_xticks(ticks(panel.x_range, 4))
-    axes.set_yticks(ticks(panel.y_range, 5))
-    if panel.x_range[1] >= 10_000 and not panel.log_ticks:
-        axes.xaxis.set_major_formatter(EngFormatter())
+        _set_ticks(axes.xaxis, ticks(panel.x_range, 4), EngFormatter() if panel.x_range[1] >= 10_000 else None)
+    _set_ticks(axes.yaxis, ticks(panel.y_range, 5))
     axes.grid()
+    for spine in axes.spines.values():
+        spine.set_in_layout(False)  # the tick labels are farther out
     if panel.per_step and steps:
         _add_steps(axes, panel.per_step)
     if panel.direct:
         _label_ends(axes, panel)
+
+
+def _set_ticks(axis: Axis, places: list[float], formatter: Formatter | None = None) -> None:
+    """Set ticks with labels that are formatted now, not each time that the layout measures them."""
+    axis.set_ticks(places)
+    axis.set_major_formatter(formatter or ScalarFormatter())
+    labels = FixedFormatter(axis.get_major_formatter().format_ticks(places))
+    labels.set_offset_string(axis.get_major_formatter().get_offset())
+    axis.set_major_formatter(labels)
 
 
 def _add_steps(axes: Axes, per_step: float) -> None:
@@ -269,8 +301,9 @@ def _line(axes: Axes, line: Line, index: int, count: int) -> None:
         return
     if series.low is not None and series.high is not None:
         axes.fill_between(series.x, series.low, series.high, color=color, alpha=0.18, linewidth=0, zorder=2)
-    for one in line.seeds:
-        axes.plot(one.x, one.y, color=color, alpha=0.45, linewidth=0.5, zorder=2)
+    if line.seeds:
+        runs = [np.column_stack([one.x, one.y]) for one in line.seeds]
+        axes.add_collection(LineCollection(runs, colors=color, alpha=0.45, linewidths=0.5, zorder=2, **ROUND))
     every = max(1, len(series.x) // 8)
     axes.plot(
         series.x,
@@ -310,58 +343,3 @@ def _legend(canvas: Canvas, figure: Figure, columns: int, longest: int) -> None:
     names = shorten((name for name, _ in entries), longest)
     for text, (name, _) in zip(legend.get_texts(), entries, strict=True):
         text.set_text(names[name])  # set now because matplotlib drops labels that start with an underscore
-
-
-# ---- SVG for the page ------------------------------------------------------------------------------------------------
-
-
-def inline_svg(svg: bytes, figure: Figure, variant: str) -> str:
-    """Return matplotlib's SVG as an element for the page.
-
-    Style attributes, which the page's security policy forbids, become presentation attributes, so that the style sheet
-    can replace colors on a dark page; ids are unique across figures; the areas of panels are marked for hover.js.
-    """
-    root = ElementTree.fromstring(svg)
-    referenced = re.findall(r'(?:href="|url\()#([^")]+)', svg.decode())
-    names = {old: f"{figure.name}-{variant}-{i}" for i, old in enumerate(dict.fromkeys(referenced))}
-    for parent in list(root.iter()):
-        for child in list(parent):
-            if child.tag.endswith(("}metadata", "}style")):
-                parent.remove(child)
-    for element in root.iter():
-        element.tag = element.tag.partition("}")[2]
-        element.tail = None
-        if element.tag != "text":
-            element.text = None
-        element.attrib = _attributes(element, names)
-    shown = {"class": variant, "viewBox": root.get("viewBox", ""), "role": "img", "aria-label": visible(figure.title)}
-    root.attrib = {**shown, "stroke-linejoin": "round", "data-figure": figure.name}
-    return ElementTree.tostring(root, encoding="unicode")
-
-
-def _attributes(element: ElementTree.Element, names: dict[str, str]) -> dict[str, str]:
-    """Return an element's attributes for the page. names: old id -> new id, for references."""
-    attributes = {key.rpartition("}")[2]: value for key, value in element.attrib.items()}
-    gid = attributes.pop("id", "")
-    if gid in names:
-        attributes["id"] = names[gid]
-    elif gid.startswith("panel"):
-        attributes["data-panel"] = gid.removeprefix("panel")
-    for declaration in attributes.pop("style", "").split(";"):
-        key, _, value = declaration.partition(":")
-        if key.strip() and key.strip() != "font-family":
-            attributes[key.strip()] = value.strip()
-    if attributes.get("transform", "").startswith("rotate(-0 "):
-        del attributes["transform"]
-    return {key: _tidy(key, value, names) for key, value in attributes.items()}
-
-
-def _tidy(key: str, value: str, names: dict[str, str]) -> str:
-    """Return an attribute with references to the new ids and coordinates rounded to a hundredth of a point."""
-    if key == "href":
-        return f"#{names[value.removeprefix('#')]}"
-    if value.startswith("url(#"):
-        return f"url(#{names[value[5:-1]]})"
-    if key in ("d", "x", "y", "transform"):
-        return re.sub(r"(\.\d\d)\d+|\s+(?=\s)", r"\1", value).strip()
-    return value

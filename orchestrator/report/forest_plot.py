@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.font_manager import FontProperties
+from matplotlib.transforms import ScaledTranslation
 
 from ablatrix.orchestrator.report.formatting import shorten
 from ablatrix.orchestrator.report.palette import BAND, COLORS, GREY, INK, PAPER, label_ticks
@@ -104,18 +105,8 @@ def widest(canvas: Canvas, texts: Iterable[str], weight: str = "normal") -> floa
 
 def _write(axes: Axes, x: float, row: float, text: str, **style: Any) -> None:
     """Write text `x` inches right of the axes' left edge, vertically centered in a row."""
-    place: Any = ("axes fraction", "data")
-    axes.annotate(
-        text,
-        (0, row),
-        xycoords=place,
-        xytext=(72 * x, 0),
-        textcoords="offset points",
-        va="center",
-        fontsize=SIZE,
-        annotation_clip=False,
-        **style,
-    )
+    place = axes.get_yaxis_transform() + ScaledTranslation(x, 0, axes.figure.dpi_scale_trans)
+    axes.text(0, row, text, va="center", fontsize=SIZE, transform=place, **style)
 
 
 def _draw_axes(axes: Axes, forest: Forest) -> None:
