@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import marshal
 import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,10 +11,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from pydantic import ValidationError
+from pydantic_core import from_json
 
 from ablatrix.models.config import GPTConfig, count_parameters, flops_per_token
 from ablatrix.orchestrator.report import divergence
@@ -110,7 +113,8 @@ class RunRecord:
         end = [v for v in (self.number("tokens"), self.number("iters"), self.value) if v is not None]
         if len(end) == 3:
             before = tokens < end[0]
-            tokens, steps, loss = (np.append(v[before], e) for v, e in zip((tokens, steps, loss), end, strict=True))
+            columns = zip((tokens, steps, loss), end, strict=True)
+            tokens, steps, loss = (np.concatenate([values[before], [last]]) for values, last in columns)
         return tokens, steps, loss
 
     @property
@@ -185,10 +189,12 @@ class RunRecord:
 
 
 def _find(tree: Any, key: str) -> Any:
-    if isinstance(tree, dict) and key not in tree:
-        section, _, rest = key.partition(".")
-        return _find(tree.get(section), rest) if rest else None
-    return tree[key] if isinstance(tree, dict) else None
+    while key and isinstance(tree, dict):
+        if key in tree:
+            return tree[key]
+        section, _, key = key.partition(".")
+        tree = tree.get(section)
+    return None
 
 
 def _is_kept(key: str, wanted: Any) -> bool:
@@ -256,12 +262,15 @@ def read_study(folder: Path, states: States) -> Study:
 def of_study(study: study_dir.Study, states: States) -> Study:
     """Read every run of a study."""
     measure, margins = study.measure, study.margins
-    parts: dict[str, Any] = {}
+    parts: dict[Any, Any] = {}
     runs: list[RunRecord] = []
-    with ThreadPoolExecutor(max_workers=4) as pool:  # for shared file systems; parsing gains nothing from threads
+    slow = False
+    with ThreadPoolExecutor(max_workers=4) as pool:
         for start in range(0, len(study.runs), READ_AT_ONCE):
             batch = study.runs[start : start + READ_AT_ONCE]
-            read = list(pool.map(read_files, [study.folder / run.id for run in batch]))
+            began = perf_counter()
+            read = list((pool.map if slow else map)(read_files, [f"{study.folder}/{run.id}" for run in batch]))
+            slow = slow or perf_counter() - began > SLOW * len(batch)
             runs += [parse_run(run, files, states, measure, parts) for run, files in zip(batch, read, strict=True)]
     inputs = [repr(study)]
     inputs += [f"{run.id} {run.state} {run.reason} {run.digest}" for run in runs]
@@ -297,18 +306,20 @@ FILES = (
 )
 
 
+PLAIN = 2  # version of marshal's format: equal values have equal bytes, 1 and 1.0 do not
 READ_AT_ONCE = 64  # runs
+SLOW = 1e-3  # seconds for the files of a run, above which threads gain more by waiting together than they cost
 
 Files = tuple[list[bytes], list[dict[str, Any]]]
 
 
-def read_files(folder: Path) -> Files:
+def read_files(folder: str) -> Files:
     """Return the content of FILES in a run folder, and its events."""
-    return [_read(folder / name) for name in FILES], read_events(folder, newest_only=("heartbeat", "checkpoint"))
+    return [_read(f"{folder}/{name}") for name in FILES], read_events(folder, newest_only=("heartbeat", "checkpoint"))
 
 
 def parse_run(
-    run: study_dir.StudyRun, files: Files, states: States, measure: Measure, parts: dict[str, Any]
+    run: study_dir.StudyRun, files: Files, states: States, measure: Measure, parts: dict[Any, Any]
 ) -> RunRecord:
     """Return one run. run: its entry in study.json; parts: cache of the JSON sections that runs share."""
     contents, events = files
@@ -344,18 +355,21 @@ def parse_run(
     )
 
 
-def _read(path: Path) -> bytes:
+def _read(path: str) -> bytes:
     try:
         return read_bytes(path)
     except OSError:
         return b""
 
 
-def _parse_object(data: bytes, parts: dict[str, Any]) -> dict[str, Any]:
+def _parse_object(data: bytes, parts: dict[Any, Any]) -> dict[str, Any]:
     """Parse a JSON object, {} if there is none; equal sections of different files share one object."""
-    value = run_files.parse_json(data.decode("utf-8", "replace"))
+    try:
+        value = from_json(data.decode("utf-8", "replace")) if data else {}
+    except ValueError:
+        value = {}
     sections = value.items() if isinstance(value, dict) else ()
     return {
-        sys.intern(key): parts.setdefault(repr(part), part) if isinstance(part, dict) else part
+        sys.intern(key): parts.setdefault(marshal.dumps(part, PLAIN), part) if isinstance(part, dict) else part
         for key, part in sections
     }

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from pydantic_core import from_json
 
 from ablatrix.trainer.rundir import loss_csv
 
@@ -16,6 +17,7 @@ ROWS_KEPT = 400  # rows are averaged in groups so that at most this many remain
 TRAIN = ("iter", "tokens", "loss", "lr", "grad_norm")
 HELD_OUT = ("iter", "tokens", "val_loss")
 READ = tuple(dict.fromkeys(TRAIN + HELD_OUT))
+PIECE = 1 << 20  # bytes of text that are Python floats at once, before they are an array
 OFTEN_ALIKE = ("iter", "tokens", "lr")  # columns that are often equal across the runs of a study
 _NO_STEP = re.compile(rb"\n(?![0-9]{1,%d},|\Z)" % loss_csv.STEP_DIGITS)  # a line that does not begin with a step
 
@@ -48,14 +50,17 @@ def parse_rows(data: bytes, column: str = "val_loss") -> dict[str, np.ndarray]:
     present = [name for name in READ if name in header]
     try:
         columns = _parse_quickly(data, header, present)
-    except (ValueError, DeprecationWarning):
+    except (ValueError, OverflowError):
         columns = _parse_row_by_row(data.decode("utf-8", "replace"), header, present)
     rows = len(columns["iter"])
-    return {name: columns.get(name, np.full(rows, np.nan)) for name in READ}
+    return {name: columns[name] if name in columns else np.full(rows, np.nan) for name in READ}
 
 
 def _parse_quickly(data: bytes, header: list[str], present: list[str]) -> dict[str, np.ndarray]:
-    """Parse a file written by a single trainer. Raises ValueError for corrupt lines and for rows of two trainers."""
+    """Parse a file written by a single trainer.
+
+    Raises ValueError for corrupt lines and for rows of two trainers, OverflowError for an integer beyond float64.
+    """
     body = data[data.find(b"\n") + 1 :]
     separators = body.translate(None, b"0123456789.e+-naif")
     row = b"," * (len(header) - 1) + b"\n"
@@ -63,12 +68,28 @@ def _parse_quickly(data: bytes, header: list[str], present: list[str]) -> dict[s
         raise ValueError("a cell that is not a number, a line of another length, or a column twice")
     if _NO_STEP.search(data):
         raise ValueError("a step that is none")
-    cells = body.replace(b"\n", b",").replace(b",,", b",nan,").replace(b",,", b",nan,")
-    table = np.fromstring(cells, sep=",") if cells else np.empty(0)
-    columns = dict(zip(header, table.reshape(-1, len(header)).T, strict=True))
-    if np.any(np.diff(columns["iter"]) <= 0):
+    table = np.concatenate([np.empty(0), *map(_parse_cells, _pieces(body))]).reshape(-1, len(header))
+    columns = dict(zip(header, table.T, strict=True))
+    if (columns["iter"][1:] <= columns["iter"][:-1]).any():
         raise ValueError("a step twice")
     return {name: columns[name] for name in present}
+
+
+def _pieces(body: bytes) -> Iterator[bytes]:
+    """Yield the rows in pieces of about PIECE bytes."""
+    start = 0
+    while start < len(body):
+        end = body.find(b"\n", start + PIECE) + 1 or len(body)
+        yield body[start:end]
+        start = end
+
+
+def _parse_cells(rows: bytes) -> np.ndarray:
+    """Return the cells of whole rows, (R * columns,): as a JSON array, which is parsed 3 times as fast as by numpy."""
+    cells = rows.replace(b"\n", b",").replace(b"nan", b"NaN").replace(b"inf", b"Infinity")
+    while b",," in cells:
+        cells = cells.replace(b",,", b",null,")
+    return np.array(from_json(b"[" + cells[:-1] + b"]"), dtype=np.float64)
 
 
 def _parse_row_by_row(text: str, header: list[str], present: list[str]) -> dict[str, np.ndarray]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ablatrix.trainer.rundir.console import complain
-from ablatrix.trainer.rundir.files import append_line, read_bytes_strict
+from ablatrix.trainer.rundir.files import StrPath, append_line, read_bytes_strict
 from ablatrix.trainer.rundir.processes import identity
 from ablatrix.trainer.rundir.run_files import EVENTS, STOP_REQUEST, json_objects, read_text
 
@@ -69,7 +69,7 @@ def slurm_job_id(environ: Mapping[str, str] = os.environ) -> str | None:
     return environ.get("SLURM_JOB_ID")
 
 
-def read_events(run_dir: Path, certain: bool = False, newest_only: Collection[str] = ()) -> list[dict[str, Any]]:
+def read_events(run_dir: StrPath, certain: bool = False, newest_only: Collection[str] = ()) -> list[dict[str, Any]]:
     """Return the events of a run, oldest first, skipping torn and foreign lines.
 
     certain: raise OSError if the file system fails, instead of returning no events. newest_only: kinds of events of
