@@ -195,15 +195,17 @@ def _analyse(study: Study, alpha: float) -> Analysis:
         return Analysis(study, None, cells)
     times = step_times.measure(study.cells, reference)
     seconds = budgets.seconds({} if times.withheld else times.seconds)
-    cells = {name: replace(cell, step_seconds=times.of(name)) for name, cell in cells.items()}
     usable = {name: cell.usable for name, cell in cells.items()}
     matched = budgets.match(usable, reference, budgets.tokens, final=True)
     same = _identical_cells(usable, reference)
     comparison = compare(matched.comparable, reference, same, alpha=alpha)
-    cells = _with_effects(cells, reference, matched, comparison, seconds)
-    for name, axis in (("equal_flops", budgets.flops), ("equal_seconds", seconds)):
-        found = compare(budgets.match(usable, reference, axis).comparable, reference, same, alpha=alpha).effects
-        cells = {n: replace(cell, **{name: found.get(n)}) for n, cell in cells.items()}  # type: ignore[arg-type]
+    found = []
+    for axis in (budgets.flops, seconds):
+        values = budgets.match(usable, reference, axis).comparable
+        equal = values == matched.comparable  # where every cell costs the same
+        found.append(comparison if equal else compare(values, reference, same, alpha=alpha))
+    cells = _with_effects(cells, cells[reference], matched, (comparison, *found), seconds)
+    cells = {name: replace(cell, step_seconds=times.of(name)) for name, cell in cells.items()}
     design = replace(_design(study, cells, matched), alpha=alpha)
     factorial = len(design.factors) > 2 and (design.is_factorial or design.screen is not None)
     cells = {n: _judged(cell, cells[reference], comparison, study.margin, factorial) for n, cell in cells.items()}
@@ -212,19 +214,26 @@ def _analyse(study: Study, alpha: float) -> Analysis:
 
 
 def _with_effects(
-    cells: Mapping[str, CellResult], reference: str, matched: Matched, comparison: Comparison, seconds: budgets.Axis
+    cells: Mapping[str, CellResult],
+    base: CellResult,
+    matched: Matched,
+    comparisons: Sequence[Comparison],
+    seconds: budgets.Axis,
 ) -> dict[str, CellResult]:
-    base = cells[reference]
-    higher = base.study_measure.higher_is_better
+    """Return the cells with their effects. comparisons: at equal tokens, training FLOPs and training time."""
+    higher, contexts = base.study_measure.higher_is_better, _contexts(base)
     targets = [budgets.find_target(base.usable, axis, higher) for axis in (budgets.tokens, seconds)]
+    tokens, flops, time = (comparison.effects for comparison in comparisons)
     return {
         name: replace(
             cell,
-            effect=comparison.effects.get(name),
+            effect=tokens.get(name),
+            equal_flops=flops.get(name),
+            equal_seconds=time.get(name),
             at_budget=matched.values.get(name, {}),
             read_off=name in matched.read_off,
-            incomparable=_other_context(cell, base),
-            text_error=_text_error(cell, base, comparison.effects.get(name), matched),
+            incomparable=_other_context(_contexts(cell), contexts),
+            text_error=_text_error(cell, base, tokens.get(name), matched),
             tokens_to=budgets.cost_to_baseline(cell.usable, targets[0]),
             seconds_to=budgets.cost_to_baseline(cell.usable, targets[1]),
         )
@@ -286,9 +295,13 @@ def _same_run(run: RunRecord, other: RunRecord) -> bool:
     return same_end and same and run.flops_per_token == other.flops_per_token
 
 
-def _other_context(cell: CellResult, base: CellResult) -> str:
-    """Return why the NLLs of the two cells are over different contexts, "" if they are not."""
-    mine, theirs = ({r.setting("data.block_size") for r in c.usable if not r.command} - {None} for c in (cell, base))
+def _contexts(cell: CellResult) -> set[Any]:
+    """Return the lengths of the contexts that the NLL of a cell's runs is over."""
+    return {run.setting("data.block_size") for run in cell.usable if not run.command} - {None}
+
+
+def _other_context(mine: set[Any], theirs: set[Any]) -> str:
+    """Return why NLLs over these contexts cannot be compared, "" if they can."""
     if mine and theirs and mine != theirs:
         return f"its NLL is over contexts of {_listed(mine)} tokens, the baseline's over {_listed(theirs)}"
     return ""

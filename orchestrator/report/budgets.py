@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -102,17 +101,16 @@ class Spent:
 
     run: RunRecord
     axis: np.ndarray | None
+    total: float | None = field(init=False)  # what it spent in total, None if unknown
+
+    def __post_init__(self) -> None:
+        last = float(self.axis[-1]) if self.axis is not None and len(self.axis) else math.nan
+        self.total = last if math.isfinite(last) else None
 
     @property
     def final(self) -> float:
         assert self.run.value is not None
         return self.run.value
-
-    @cached_property
-    def total(self) -> float | None:
-        """What it spent in total, None if unknown."""
-        known = self.axis is not None and len(self.axis) and np.isfinite(self.axis[-1])
-        return float(self.axis[-1]) if known and self.axis is not None else None
 
     def ended(self, budget: float) -> bool:
         return self.total is None or self.total <= budget * EQUAL

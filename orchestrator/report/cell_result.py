@@ -91,7 +91,7 @@ class CellResult:
         """Mean at the compared budget, over the runs that enter the effect."""
         return _mean(self.at_budget)
 
-    @property
+    @cached_property
     def sd(self) -> float | None:
         return st.spread(self.values)
 

@@ -75,8 +75,13 @@ def find_resolution(values: Sequence[float]) -> float:
     """Return the unit to which the values are rounded: the last decimal place of any of them, at least FINEST."""
     if not values:
         return 0.0
-    last = min(int(Decimal(repr(float(v))).normalize().as_tuple().exponent) for v in values)
-    return max(10.0**last, FINEST * max(map(abs, values)))
+    least = FINEST * max(map(abs, values))
+    last = math.inf
+    for value in values:
+        last = min(last, 10.0 ** int(Decimal(repr(float(value))).normalize().as_tuple().exponent))
+        if last <= least:
+            return least
+    return last
 
 
 def _identical(cell: Values, base: Values) -> Effect:
