@@ -83,13 +83,15 @@ def build(study_dir: Path, states: Mapping[str, str | tuple[str, str]] | None = 
     analysis = analyze(study)
     folder = study_dir / FOLDER
     with_pdf = with_pdf or (folder / PDF).exists()
-    headline = wording.headline(analysis)
-    paths = output.refresh(folder, f"{study.digest} {with_pdf}", lambda: contents(analysis, headline, with_pdf))
+    headline, warnings = wording.headline(analysis), notes.notes(analysis)
+    paths = output.refresh(
+        folder, f"{study.digest} {with_pdf}", lambda: contents(analysis, headline, warnings, with_pdf)
+    )
     return Report(
         name=study.name,
         headline=headline,
         rows=tuple(verdict_rows(analysis)),
-        notes=tuple(notes.notes(analysis)),
+        notes=tuple(warnings),
         paths=paths,
         measure=analysis.measure,
         more=tuple(filter(None, (waterfall.sentence(analysis), wording.aa_sentence(analysis)))),
@@ -99,12 +101,14 @@ def build(study_dir: Path, states: Mapping[str, str | tuple[str, str]] | None = 
     )
 
 
-def contents(analysis: Analysis, headline: str, with_pdf: bool = False) -> dict[str, bytes | str]:
-    """Return every file of the report: name -> content. A pure function of the analysis and its headline."""
+def contents(
+    analysis: Analysis, headline: str, warnings: Sequence[str], with_pdf: bool = False
+) -> dict[str, bytes | str]:
+    """Return every file of the report: name -> content. A pure function of the analysis, its headline and its notes."""
     from ablatrix.orchestrator.report import document, figures, tables
 
     drawn = figures.build_figures(analysis, headline)
-    sections = document.compose(analysis, drawn)
+    sections = document.compose(analysis, drawn, warnings)
     title, subtitle = f"Ablation: {analysis.study.name}", document.subtitle(analysis)
     files: dict[str, bytes | str] = {
         "summary.csv": tables.summary(analysis),

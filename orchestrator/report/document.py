@@ -67,14 +67,14 @@ T = TypeVar("T")
 Columns = Mapping[str, Callable[[T], str]]
 
 
-def compose(analysis: Analysis, figures: Sequence[Figure]) -> list[Section]:
-    """Return all sections that have content, starting with the verdict."""
+def compose(analysis: Analysis, figures: Sequence[Figure], warnings: Sequence[str] | None = None) -> list[Section]:
+    """Return all sections that have content, starting with the verdict. warnings: its notes, if they are known."""
     drawn = {figure.name: figure for figure in figures}
     made = [
         _section("verdict", "Verdict", verdict(analysis, drawn)),
         _section("scale", "Across sizes", sizes_section.blocks(analysis, drawn.get(sizes_section.NAME))),
         _section("about", "The experiment", about(analysis)),
-        _section("health", "Run health", health(analysis)),
+        _section("health", "Run health", health(analysis, notes(analysis) if warnings is None else warnings)),
         _section("aa", "A/A check", aa(analysis)),
         _section("budgets", "At a matched budget", budgets(analysis)),
         _section("tuning", "Tuned arms", tuning_text.blocks(analysis, _pick(drawn, "tuning"))),
@@ -124,12 +124,12 @@ def about(analysis: Analysis) -> list[str]:
     return [text for text in (heading, info.get("description", ""), hypothesis) if text]
 
 
-def health(analysis: Analysis) -> list[Block]:
+def health(analysis: Analysis, warnings: Sequence[str]) -> list[Block]:
     """Return the states of all runs, warnings, and every run without a usable result, with the reason."""
     runs = analysis.whole.runs
     states = sorted(Counter(map(_state, runs)).items(), key=lambda item: (item[0] != "done", item[0]))
     blocks: list[Block] = [Health([("runs", len(runs)), *states])]
-    if warnings := notes(analysis):
+    if warnings:
         blocks.append(Notes(warnings))
     if bad := [run for run in runs if not run.usable]:
         columns: Columns[RunRecord] = {
@@ -194,7 +194,8 @@ def _listed(analysis: Analysis) -> list[CellResult]:
 
 def details_table(analysis: Analysis) -> Table:
     """Return a table of what the forest plot leaves out."""
-    digits = analysis.decimals
+    digits, listed = analysis.decimals, _listed(analysis)
+    texts = {cell.name: cell_text(cell, analysis) for cell in listed}
 
     def paired(cell: CellResult) -> str:
         found = cell.effect.paired if cell.effect else None
@@ -205,9 +206,9 @@ def details_table(analysis: Analysis) -> Table:
     columns: dict[str, Callable[[CellResult], str]] = {
         "cell": lambda cell: cell.name,
         "seed SD": lambda cell: plain(cell.sd, digits + 1),
-        "pointwise 95% interval": lambda cell: cell_text(cell, analysis).pointwise,
+        "pointwise 95% interval": lambda cell: texts[cell.name].pointwise,
         "p": lambda cell: p_text(cell.effect.p if cell.effect else None),
-        **({analysis.p_name: lambda cell: cell_text(cell, analysis).p} if analysis.family > 1 else {}),
+        **({analysis.p_name: lambda cell: texts[cell.name].p} if analysis.family > 1 else {}),
         "without pooling": paired,
         "without outliers": lambda cell: signed(cell.effect.without_outliers if cell.effect else None, digits),
         "perplexity": lambda cell: percent(math.exp(cell.effect.mean)) if cell.effect else DASH,
@@ -215,7 +216,7 @@ def details_table(analysis: Analysis) -> Table:
     }
     if not analysis.measure.is_nll:
         del columns["perplexity"]
-    made = _table(_listed(analysis), columns, base=analysis.base)
+    made = _table(listed, columns, base=analysis.base)
     known = [i for i in range(len(made.head)) if i == 0 or any(row.cells[i] != DASH for row in made.rows)]
     rows = [Row([row.cells[i] for i in known], row.base) for row in made.rows]
     return Table([made.head[i] for i in known], rows)

@@ -16,7 +16,7 @@ from markupsafe import Markup
 from markupsafe import escape as escape_html
 
 from ablatrix.orchestrator.report import palette
-from ablatrix.orchestrator.report.content import Block, Folded, Section
+from ablatrix.orchestrator.report.content import Block, Folded, Link, Section, Table
 from ablatrix.orchestrator.report.figure_data import Figure, Forest, ForestRow, Line
 from ablatrix.trainer.rundir.console import visible
 
@@ -39,7 +39,7 @@ def html(title: str, lead: str, subtitle: str, sections: Sequence[Section], pict
     script = (TEMPLATES / "hover.js").read_text(encoding="utf-8")
     policy = "default-src 'none'; base-uri 'none'; form-action 'none'; img-src data:; "
     policy += f"style-src {_hash(css)}; script-src {_hash(script)}"
-    return _template("report.html.j2", visible).render(
+    return _template("report.html.j2", visible, link_html).render(
         title=title,
         lead=lead,
         subtitle=subtitle,
@@ -54,14 +54,14 @@ def html(title: str, lead: str, subtitle: str, sections: Sequence[Section], pict
 
 def markdown(title: str, lead: str, subtitle: str, sections: Sequence[Section]) -> str:
     """Return the same content as Markdown, which links to the PNG figures next to it."""
-    page = _template("report.md.j2", escape_markdown).render(
+    page = _template("report.md.j2", escape_markdown, link_markdown).render(
         title=title, lead=lead, subtitle=subtitle, sections=sections
     )
     return str(page).rstrip() + "\n"
 
 
 @cache
-def _template(name: str, escape: Callable[[str], str]) -> Template:
+def _template(name: str, escape: Callable[[str], str], link: Callable[[Link], Markup]) -> Template:
     """Return a template that escapes every value."""
     made = Environment(
         loader=FileSystemLoader(TEMPLATES),
@@ -80,6 +80,8 @@ def _template(name: str, escape: Callable[[str], str]) -> Template:
         "share": lambda band, forest: f"{100 * (forest.place(band) - forest.place(-band)):.2f}%",
         "ticks": label_ticks,
         "cut_ends": cut_ends,
+        "classes": cell_classes,
+        "linked": lambda cell: link(cell) if isinstance(cell, Link) else cell,
         "with_code": mark_code,
         "paragraph": escape_paragraph,
         "fenced": fence,
@@ -98,6 +100,20 @@ def cut_ends(row: ForestRow, forest: Forest) -> list[tuple[str, str]]:
     """Return (place, path) of an arrow head for each end of the intervals that the axis does not show."""
     arrows = ("0%", "M0 0L6 -4V4Z"), ("100%", "M0 0L-6 -4V4Z")
     return [arrow for arrow, cut in zip(arrows, forest.cut(row), strict=True) if cut]
+
+
+def cell_classes(table: Table) -> list[Markup]:
+    """Return the class attribute of the cells in each column."""
+    words = ["w" if i in table.wide else "l" if i in table.left else "" for i in range(len(table.head))]
+    return [Markup(f' class="{word}"' if word else "") for word in words]
+
+
+def link_html(cell: Link) -> Markup:
+    return Markup('<a href="{}">{}</a>').format(visible(cell.href), visible(cell))
+
+
+def link_markdown(cell: Link) -> Markup:
+    return Markup(f"[{escape_markdown(cell)}]({cell.href})")
 
 
 def mark_code(text: str) -> Markup:
