@@ -7,7 +7,9 @@ tables.py write the files, and output.py puts them on disk. Heavy imports wait u
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import gc
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -69,6 +71,19 @@ class Report:
         return {"headline": self.headline, "cells": cells}
 
 
+@contextmanager
+def paused_collector() -> Iterator[None]:
+    """Keep the garbage collector from scanning thousands of runs, none of which is garbage, again and again."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+@paused_collector()
 def build(study_dir: Path, states: Mapping[str, str | tuple[str, str]] | None = None, with_pdf: bool = False) -> Report:
     """Write the report of a study into `study_dir/report/`.
 
