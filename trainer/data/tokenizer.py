@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
     from ablatrix.trainer.config import DataConfig
+    from ablatrix.trainer.data.manifest import TokenizerEntry
 
 TOKENIZER_JSON = "tokenizer.json"
 EMBEDDED = ("sample", "bytes")  # created without a network
@@ -121,8 +122,7 @@ def end_of_text(folder: Path) -> int | None:
 
 def verify(info: TokenizerInfo) -> None:
     """Compare the SHA-256 of a tokenizer's files with the manifest. Raises OfflineCacheError if one differs."""
-    cache_dir = info.folder.parent.parent
-    entry = read_manifest(cache_dir).tokenizers.get(info.name)
+    entry = _manifest_entry(info)
     for file, facts in entry.files.items() if entry else ():
         try:
             digest = hashlib.sha256((info.folder / file).read_bytes()).hexdigest()
@@ -131,14 +131,19 @@ def verify(info: TokenizerInfo) -> None:
         if digest != facts.sha256:
             raise OfflineCacheError(
                 f"tokenizer {info.name!r}: {info.folder / file} is not the file that was put into the cache "
-                f"(its SHA-256 differs from the manifest's): {suggest_warming(info.name, cache_dir)}"
+                f"(its SHA-256 differs from the manifest's): {suggest_warming(info.name, info.folder.parent.parent)}"
             )
 
 
 def was_loaded_offline(info: TokenizerInfo) -> bool:
     """True if `warm-cache` has loaded these files offline, with the libraries that are installed now."""
-    entry = read_manifest(info.folder.parent.parent).tokenizers.get(info.name)
+    entry = _manifest_entry(info)
     return entry is not None and entry.sha256() == info.sha256 and entry.versions == library_versions()
+
+
+def _manifest_entry(info: TokenizerInfo) -> TokenizerEntry | None:
+    """Return what the manifest has about a tokenizer; None for a user's folder, beside which any manifest is theirs."""
+    return None if is_folder(info.name) else read_manifest(info.folder.parent.parent).tokenizers.get(info.name)
 
 
 def library_versions() -> dict[str, str]:

@@ -59,6 +59,17 @@ def test_what_warm_cache_has_loaded_with_other_libraries_is_loaded_again(
     assert not tokenizer.was_loaded_offline(info)
 
 
+def test_a_manifest_beside_a_folder_is_none_of_the_cache(
+    info: TokenizerInfo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(info.folder, "own")
+    Path("manifest.json").write_text('{"name": "a web page"}')
+    found = tokenizer.find("./own", tmp_path)
+    assert not tokenizer.was_loaded_offline(found)
+    assert Encoder(found).encode("Hello").tolist() == Encoder(info).encode("Hello").tolist()
+
+
 def test_finding_needs_neither_torch_nor_transformers(offline_cache: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from ablatrix.trainer.data import batches as data, tokenizer; "
