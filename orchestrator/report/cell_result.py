@@ -108,7 +108,7 @@ class CellResult:
         found = [v for run in self.runs if (v := run.number(name)) is not None]
         return sum(found) / len(found) if found else None
 
-    @property
+    @cached_property
     def seconds_per_run(self) -> float | None:
         """Training time of a run: its steps times the cell's seconds per step; None where time is not compared."""
         steps = self.average("iters")
@@ -119,7 +119,7 @@ class CellResult:
         tokens, seconds = self.average("tokens"), self.seconds_per_run
         return tokens / seconds if tokens and seconds else None
 
-    @property
+    @cached_property
     def hours(self) -> Hours:
         """GPU-hours or CPU-hours of all attempts at its runs."""
         return device_hours.total([use for run in self.runs for use in run.uses])

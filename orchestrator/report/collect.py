@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from ablatrix.orchestrator.study.looks import Looks
     from ablatrix.orchestrator.study.tuning import Tuning
 
+NUMBERS = (int, float)  # in JSON; true and false, whose type is a subclass of int, are none
 States = Mapping[str, str | tuple[str, str]]
 
 
@@ -136,10 +137,8 @@ class RunRecord:
 
     def number(self, name: str) -> float | None:
         """Return a number from summary.json, None if it is missing or not finite."""
-        value = self.summary.get(name)
-        if not isinstance(value, int | float) or isinstance(value, bool):
-            return None
-        return float(value) if math.isfinite(value) else None
+        value: Any = self.summary.get(name)
+        return float(value) if type(value) in NUMBERS and math.isfinite(value) else None
 
     @property
     def measure(self) -> str:

@@ -6,7 +6,7 @@ import base64
 import hashlib
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ _UNBROKEN = re.compile(r"p [=<] [\d.]+|\S+ to \S+\d|[\d.]+ nats|\d+ runs?|\d+ of
 _WORD_ENDS = re.compile(r"(?<=[_+.@/-])(?=\w)")  # places in a name where a line may break
 _CODE = re.compile(r"`([^`]+)`")
 # Markdown markup, and HTML markup inside Markdown
-_SPECIAL = re.compile(r"([\\`*_{}\[\]<>|#~$&])")
+_SPECIAL = str.maketrans({letter: f"\\{letter}" for letter in "\\`*_{}[]<>|#~$&"})
 _AT_START = re.compile(r"[-+=]|\d+[.)]")  # starts a list, or underlines a heading
 
 
@@ -75,7 +75,7 @@ def _template(name: str, escape: Callable[[str], str], link: Callable[[Link], Ma
         "kind": lambda block: type(block).__name__.lower(),
         "slug": lambda word: word.replace(" ", "-"),
         "unbroken": lambda text: _UNBROKEN.sub(lambda found: found[0].replace(" ", "\N{NO-BREAK SPACE}"), text),
-        "breakable": lambda text: Markup("<wbr>").join(_WORD_ENDS.split(visible(text))),
+        "breakable": break_name,
         "percent": lambda value, forest: f"{100 * forest.place(value):.2f}%",
         "share": lambda band, forest: f"{100 * (forest.place(band) - forest.place(-band)):.2f}%",
         "ticks": label_ticks,
@@ -116,6 +116,12 @@ def link_markdown(cell: Link) -> Markup:
     return Markup(f"[{escape_markdown(cell)}]({cell.href})")
 
 
+@lru_cache(maxsize=10_000)
+def break_name(name: str) -> Markup:
+    """Return a name, which every table has, with the places where a line may break."""
+    return Markup(_WORD_ENDS.sub("<wbr>", str(escape_html(visible(name)))))
+
+
 def mark_code(text: str) -> Markup:
     """Return a sentence as HTML, in which text between backticks is code."""
     return Markup(_CODE.sub(r"<code>\1</code>", str(escape_html(visible(text)))))
@@ -123,7 +129,7 @@ def mark_code(text: str) -> Markup:
 
 def escape_markdown(text: str) -> Markup:
     """Return Markdown that renders as exactly this text."""
-    return Markup(_SPECIAL.sub(r"\\\1", visible(" ".join(text.split()))))
+    return Markup(visible(" ".join(text.split())).translate(_SPECIAL))
 
 
 def escape_paragraph(text: str) -> Markup:

@@ -145,10 +145,11 @@ _NUMBER = re.compile(r" *[-+]?((\d+\.?\d*|\.\d+)(e[-+]?\d+)?|inf(inity)?|nan) *"
 
 def _cell_text(value: Any) -> Any:
     """Escape text that a spreadsheet would evaluate as a formula; leave numbers and numeric text unchanged."""
-    if not isinstance(value, str) or _NUMBER.fullmatch(value):
+    if not isinstance(value, str):
         return value
     shown = visible(value)
-    return "'" + shown if shown.lstrip().startswith(("=", "+", "-", "@")) else shown
+    formula = shown.lstrip().startswith(("=", "+", "-", "@")) and not _NUMBER.fullmatch(value)
+    return "'" + shown if formula else shown
 
 
 _TEX = str.maketrans(
