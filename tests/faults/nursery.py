@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import multiprocessing
 import os
@@ -60,9 +61,10 @@ class Child:
         self.process.start()
 
     def send(self, number: int) -> None:
-        """A signal; nothing where the process has ended."""
+        """A signal; nothing where the process has ended, even between the two lines."""
         if self.poll() is None:
-            os.kill(self.process.pid or 0, number)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.process.pid or 0, number)
 
     def poll(self) -> int | None:
         """The exit code (negative: killed by that signal), None while it runs."""

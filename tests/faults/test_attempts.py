@@ -132,8 +132,6 @@ def test_job_of_a_superseded_attempt_leaves_the_state_alone(trainers: Trainers, 
     os.kill(trainer, signal.SIGSTOP)
     assert trainers.start("run").wait() == 0
     os.kill(trainer, number)
-    if number == signal.SIGKILL:
-        os.kill(trainer, signal.SIGCONT)
     assert job.wait(PATIENCE) == 0
     # stopped between a checkpoint and its event, the old trainer appends the event before it notices
     assert "failed" not in events(run) and "finished" in events(run)[-3:]

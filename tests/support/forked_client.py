@@ -1,5 +1,6 @@
 """Let the server in `forked_python.py` run `python [-P] -m MODULE WORDS`; run anything else with the real Python."""
 
+import contextlib
 import json
 import os
 import signal
@@ -19,6 +20,12 @@ def can_be_forked(flags: "list[str]", module: "list[str]") -> bool:
     hooked = any(os.path.exists(os.path.join(folder, "sitecustomize.py")) for folder in path)
     ours = flags == ["-m"] and module[:1] and module[0].partition(".")[0] in FORKED
     return bool(ours and not hooked and not any(name in os.environ for name in REAL_WITH))
+
+
+def forward(pid: int, number: int) -> None:
+    """Send a signal to the forked process, which may have ended."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)
 
 
 def main() -> None:
@@ -48,7 +55,7 @@ def main() -> None:
         answers = connection.makefile()
         pid = int(answers.readline())
         for number in set(FORWARDED) - set(ignored):
-            signal.signal(number, lambda number, frame: os.kill(pid, number))
+            signal.signal(number, lambda number, frame: forward(pid, number))
         code = int(answers.readline())
     if code < 0:
         signal.signal(-code, signal.SIG_DFL)
