@@ -28,13 +28,18 @@ def test_empty_cells_and_nan_are_nan() -> None:
     assert np.isnan(rows["grad_norm"][1])
 
 
-def test_the_quick_parser_agrees_with_the_tolerant_one_to_the_last_digit() -> None:
+@pytest.mark.parametrize("piece", [100, loss_curve.PIECE])
+def test_the_quick_parser_agrees_with_the_tolerant_one_to_the_last_digit(
+    monkeypatch: pytest.MonkeyPatch, piece: int
+) -> None:
+    monkeypatch.setattr(loss_curve, "PIECE", piece)
     rng = np.random.default_rng(1)
     numbers = [
         f"{i + 1},{float(rng.normal(3, 1))!r},{float(rng.exponential(1e-7))!r},"
         f"{'' if i % 7 else float(rng.normal())!r},0.0005,{float(rng.lognormal(0, 30))!r},{512 * i},{i / 7!r}"
         for i in range(300)
     ]
+    numbers += ["301,inf,-inf,nan,1e400,,1,1", f"302,{10**400},5e-324,,-0.0,1.5,{10**25},0.1"]
     text = "\n".join([HEADER, *numbers, ""])
     damaged = [text]
     for place in rng.integers(len(HEADER) + 1, len(text) - 1, 300).tolist():
@@ -191,3 +196,14 @@ def test_a_damaged_plan_is_one_sentence(tmp_path: Path, broken: str) -> None:
     (tmp_path / "study.json").write_text(broken)
     with pytest.raises(UserError, match=r"study\.json"):
         collect.read_study(tmp_path, {})
+
+
+def test_files_are_read_by_threads_in_the_same_order_where_reading_is_slow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    states = write_study(tmp_path, SMALL)
+    monkeypatch.setattr(collect, "READ_AT_ONCE", 2)
+    once = collect.read_study(tmp_path, states)
+    monkeypatch.setattr(collect, "SLOW", -1.0)
+    by_threads = collect.read_study(tmp_path, states)
+    assert (once.digest, [run.id for run in once.runs]) == (by_threads.digest, [run.id for run in by_threads.runs])
