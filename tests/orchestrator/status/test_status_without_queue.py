@@ -131,7 +131,7 @@ def test_another_process_that_was_given_the_id_of_a_trainer(study: Study, run: S
             process.kill()
 
 
-@pytest.mark.parametrize(("age", "state"), [(10, "running"), (3600, "lost")])
+@pytest.mark.parametrize(("age", "state"), [(10, "running"), (7200, "lost")])
 def test_on_another_host_the_heartbeat_tells(study: Study, run: StudyRun, age: int, state: str) -> None:
     record = {"event": "started", "time": time.time() - age, "host": "elsewhere", "pid": 1}
     append_line(run.folder / run_files.EVENTS, json.dumps(record))
