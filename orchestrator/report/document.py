@@ -50,7 +50,6 @@ from ablatrix.orchestrator.report.formatting import (
     times,
     with_margin,
 )
-from ablatrix.orchestrator.report.notes import notes
 from ablatrix.orchestrator.report.wording import aa_sentence, cell_text
 from ablatrix.trainer.rundir.console import count
 
@@ -67,14 +66,14 @@ T = TypeVar("T")
 Columns = Mapping[str, Callable[[T], str]]
 
 
-def compose(analysis: Analysis, figures: Sequence[Figure], warnings: Sequence[str] | None = None) -> list[Section]:
-    """Return all sections that have content, starting with the verdict. warnings: its notes, if they are known."""
+def compose(analysis: Analysis, figures: Sequence[Figure], warnings: Sequence[str]) -> list[Section]:
+    """Return all sections that have content, starting with the verdict. warnings: the notes on the analysis."""
     drawn = {figure.name: figure for figure in figures}
     made = [
         _section("verdict", "Verdict", verdict(analysis, drawn)),
         _section("scale", "Across sizes", sizes_section.blocks(analysis, drawn.get(sizes_section.NAME))),
         _section("about", "The experiment", about(analysis)),
-        _section("health", "Run health", health(analysis, notes(analysis) if warnings is None else warnings)),
+        _section("health", "Run health", health(analysis, warnings)),
         _section("aa", "A/A check", aa(analysis)),
         _section("budgets", "At a matched budget", budgets(analysis)),
         _section("tuning", "Tuned arms", tuning_text.blocks(analysis, _pick(drawn, "tuning"))),

@@ -61,7 +61,7 @@ class Child:
         self.process.start()
 
     def send(self, number: int) -> None:
-        """A signal; nothing where the process has ended, even between the two lines."""
+        """A signal; nothing where the process has ended, which may happen after it was asked."""
         if self.poll() is None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.process.pid or 0, number)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from ablatrix.orchestrator.report import document, figures, pages, wording
+from ablatrix.orchestrator.report import document, figures, notes, pages, wording
 from ablatrix.orchestrator.report.analysis import Analysis, analyze
 from ablatrix.orchestrator.report.collect import read_study
 from tests.support.studies import Plan, write_study
@@ -26,10 +26,12 @@ def write_html(analysis: Analysis) -> str:
     """Return report.html with empty figures."""
     words = TITLE, wording.headline(analysis), document.subtitle(analysis)
     drawn = figures.build_figures(analysis, words[1])
-    return pages.html(*words, document.compose(analysis, drawn), {figure.name: "" for figure in drawn})
+    sections = document.compose(analysis, drawn, notes.notes(analysis))
+    return pages.html(*words, sections, {figure.name: "" for figure in drawn})
 
 
 def write_markdown(analysis: Analysis) -> str:
     """Return report.md."""
     words = TITLE, wording.headline(analysis), document.subtitle(analysis)
-    return pages.markdown(*words, document.compose(analysis, figures.build_figures(analysis, words[1])))
+    sections = document.compose(analysis, figures.build_figures(analysis, words[1]), notes.notes(analysis))
+    return pages.markdown(*words, sections)

@@ -53,7 +53,7 @@ def test_the_check_is_no_cell_of_the_comparison(tmp_path: Path) -> None:
     assert with_check.family == 2
     assert len(with_check.study.runs) == 12
     assert record_of(with_check)["aa"]["verdict"] == "inconclusive"
-    sections = {s.id: s for s in document.compose(with_check, figures.build_figures(with_check, ""))}
+    sections = {s.id: s for s in document.compose(with_check, figures.build_figures(with_check, ""), [])}
     assert sections["aa"].blocks[0] == wording.aa_sentence(with_check)
     assert not any("A/A" in note for note in notes.notes(with_check))
     assert "3 cells with 3 seeds (1, 2, 3), and the baseline again with 3 seeds (10001, 10002, 10003)" in str(

@@ -117,7 +117,7 @@ def test_the_report_shows_the_waterfall_its_table_a_sentence_and_the_record(tmp_
     record = record_of(analysis)["attribution"]
     assert record["method"] == "exact"
     assert sum(share["effect"]["mean"] for share in record["shares"]) == pytest.approx(record["whole"]["mean"])
-    sections = {section.id: section for section in document.compose(analysis, figures.build_figures(analysis, ""))}
+    sections = {section.id: section for section in document.compose(analysis, figures.build_figures(analysis, ""), [])}
     assert sections["attribution"].blocks == [figure, table]
     with drawing.settings():
         (axes,) = drawing.layout(figure).axes

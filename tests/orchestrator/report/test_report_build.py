@@ -104,7 +104,7 @@ def test_no_run_is_dropped_whatever_became_of_it(tmp_path: Path) -> None:
     assert "1 lost" in row(report, "warmup").sentence
     assert "unstable: 1 of 3 runs diverged (baseline: 0 of 3" in row(report, "rmsnorm").sentence
     assert "1 of 3 runs without a result" in row(report, "swiglu").sentence
-    sections = document.compose(report.analysis, [])
+    sections = document.compose(report.analysis, [], report.notes)
     page = page_of("t", "l", "s", sections, {})
     assert "out of memory on node3" in page
     assert "4 runs diverged and are excluded from all means and intervals: " in page
